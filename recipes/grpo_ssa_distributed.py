@@ -1,0 +1,407 @@
+"""GRPO for an aggregator that reads k answers and writes one (SSA, arXiv 2506.09014), or for plain problems.
+
+A step: every process samples ``group_size`` completions for each of its prompts, grades them, compares
+each with its group, and moves the policy towards the better ones, held near the start model by a KL term.
+
+How it departs from the paper's code:
+- A prompt and its completions are one row (tt_reasoning.prefix_tree): the long prompt is computed once.
+- Old log-probabilities are the new ones, detached: there is one update a rollout.
+- A completion that the grader cannot judge has no reward and no part in its group's mean; it is counted.
+- Sampling depends on (seed, step, problem, sample) alone, so a resumed run repeats an uninterrupted one.
+
+    tune run --nproc_per_node 4 grpo_ssa_distributed --config configs/3B_rl.yaml
+    tune run grpo_ssa_distributed --config configs/135M_rl_cpu.yaml dataset.source=sets/demo max_steps=2
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchtune import config
+from torchtune.modules import TransformerDecoder
+from tqdm import tqdm
+
+from tt_reasoning.checkpoint import last_step, resume_from, save_checkpoint
+from tt_reasoning.config import Component, check_config, run_recipe
+from tt_reasoning.datasets import RLDataset, RLExample
+from tt_reasoning.errors import UserError
+from tt_reasoning.grading import Grader
+from tt_reasoning.losses import group_advantages
+from tt_reasoning.models import ChatTokenizer
+from tt_reasoning.prefix_tree import completion_logprobs, pack_group
+from tt_reasoning.rollout import Completion, generate
+from tt_reasoning.store import append_records, open_run, read_rows, write_records
+from tt_reasoning.training import (
+    Process,
+    build_model,
+    clip_gradients,
+    gather_rows,
+    pick_dtype,
+    start_process,
+    stop_process,
+    sum_over_processes,
+    wait_for_main,
+)
+from tt_reasoning.types import Verdict, seed_of
+
+KEYS = {
+    "output_dir": str,
+    "seed": int,
+    "device": Literal["auto", "cpu", "cuda"],
+    "dtype": Literal["fp32", "bf16"],
+    "tokenizer": Component(),
+    "model": Component(),
+    "checkpoint": str,
+    "dataset": Component("tokenizer"),
+    "reward": Component(),
+    "loss": Component(),
+    "optimizer": Component("params"),
+    "lr_scheduler": Component("optimizer", "num_training_steps", "last_epoch", optional=True),
+    "metric_logger": Component(),
+    "batch_size": int,
+    "gradient_accumulation_steps": int,
+    "group_size": int,
+    "max_new_tokens": int,
+    "temperature": float,
+    "top_k": int,
+    "epochs": int,
+    "max_steps": int | None,
+    "clip_grad_norm": float | None,
+    "enable_activation_checkpointing": bool,
+    "save_every_n_steps": int | None,
+    "grading_timeout_s": float,
+}
+
+METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+
+
+@dataclass
+class Run:
+    """Everything that ``train`` needs, as ``setup`` built it."""
+
+    cfg: DictConfig
+    process: Process
+    output: Path
+    tokenizer: ChatTokenizer
+    dataset: RLDataset
+    policy: TransformerDecoder
+    reference: TransformerDecoder | None  # the frozen start model; None when the loss has no KL term
+    reward: Any
+    loss: Any
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    logger: Any
+    grader: Grader
+    first_step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt's completions with what they earned. Shape: G = group_size."""
+
+    example: RLExample
+    completions: list[Completion]
+    verdicts: list[Verdict]
+    parts: list[dict[str, float]]  # the named parts of each reward
+    rewards_G: Tensor  # NaN where the grader could not judge
+    advantages_G: Tensor
+
+
+class Stopwatch:
+    """Seconds by stage of one step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def count_steps(cfg: DictConfig, num_examples: int, world_size: int) -> int:
+    """``max_steps``, or as many as ``epochs`` over the examples take (the last step may begin another epoch)."""
+    per_step = cfg.batch_size * cfg.gradient_accumulation_steps * world_size
+    whole = math.ceil(cfg.epochs * num_examples / per_step)
+    return whole if cfg.get("max_steps") is None else cfg.max_steps
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse numbers that cannot work, naming the key."""
+    check_config(cfg, KEYS)
+    for name, least in {"batch_size": 1, "gradient_accumulation_steps": 1, "group_size": 2, "max_new_tokens": 1}.items():
+        if cfg[name] < least:
+            raise UserError(f"config key {name}: {cfg[name]} is below {least}")
+    for name in ("max_steps", "save_every_n_steps", "epochs"):
+        if cfg.get(name) is not None and cfg[name] < 1:
+            raise UserError(f"config key {name}: {cfg[name]} is below 1")
+    if cfg.temperature <= 0:
+        raise UserError(f"config key temperature: {cfg.temperature}: GRPO needs samples that differ, so above 0")
+
+
+def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, tokenizer: ChatTokenizer) -> Run:
+    """Build the models and everything around them; go on from the newest checkpoint in ``output``."""
+    torch.manual_seed(cfg.seed)
+    dtype = pick_dtype(cfg.dtype)
+    loss = config.instantiate(cfg.loss)
+    policy = build_model(
+        cfg.model,
+        cfg.checkpoint,
+        process,
+        dtype,
+        activation_checkpointing=cfg.enable_activation_checkpointing,
+    )
+    reference = build_model(cfg.model, cfg.checkpoint, process, dtype, trainable=False) if loss.kl_coeff else None
+    optimizer = config.instantiate(cfg.optimizer, policy.parameters())
+    num_steps = count_steps(cfg, len(dataset), process.world_size)
+    scheduler = None
+    if cfg.get("lr_scheduler") is not None:
+        scheduler = config.instantiate(cfg.lr_scheduler, optimizer, num_training_steps=num_steps, last_epoch=-1)
+    first_step = last_step(output)
+    if first_step:
+        resume_from(output, first_step, policy, optimizer, scheduler, process)
+    logger = config.instantiate(cfg.metric_logger) if process.is_main else None
+    return Run(
+        cfg=cfg,
+        process=process,
+        output=output,
+        tokenizer=tokenizer,
+        dataset=dataset,
+        policy=policy,
+        reference=reference,
+        reward=config.instantiate(cfg.reward),
+        loss=loss,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        logger=logger,
+        grader=Grader(timeout_s=cfg.grading_timeout_s),
+        first_step=first_step,
+        num_steps=num_steps,
+    )
+
+
+def examples_of_step(run: Run, step: int) -> list[tuple[int, RLExample]]:
+    """This process's examples of a step, each with its place in the endless stream of shuffled epochs."""
+    cfg, (rank, world_size, _) = run.cfg, run.process
+    per_step = cfg.batch_size * cfg.gradient_accumulation_steps * world_size
+    found = []
+    for place in range(step * per_step + rank, (step + 1) * per_step, world_size):
+        epoch, index = divmod(place, len(run.dataset))
+        order = torch.randperm(len(run.dataset), generator=torch.Generator().manual_seed(seed_of(cfg.seed, epoch)))
+        found.append((place, run.dataset[int(order[index])]))
+    return found
+
+
+def roll_out(run: Run, examples: list[tuple[int, RLExample]]) -> list[list[Completion]]:
+    """``group_size`` completions of every example, ``batch_size`` prompts at a time."""
+    cfg, groups = run.cfg, []
+    for start in range(0, len(examples), cfg.batch_size):
+        batch = examples[start : start + cfg.batch_size]
+        groups += generate(
+            run.policy,
+            [example.prompt_tokens for _, example in batch],
+            [[seed_of(cfg.seed, place, sample) for sample in range(cfg.group_size)] for place, _ in batch],
+            max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature,
+            top_k=cfg.top_k,
+            stop=run.dataset.prompt.stop,
+            stop_tokens=run.tokenizer.stop_tokens,
+            decode=run.tokenizer.decode,
+        )
+    return groups
+
+
+def score(run: Run, example: RLExample, completions: list[Completion]) -> Group:
+    """Grade and reward one prompt's completions, and compare each with its group."""
+    texts = [run.dataset.prompt.prefill + completion.text for completion in completions]
+    verdicts = [run.grader.grade(text, example.reference, example.kind) for text in texts]
+    parts = [run.reward(text, example.reference, v) for text, v in zip(texts, verdicts, strict=True)]
+    rewards_G = torch.tensor(
+        [math.nan if v.correct is None else sum(p.values()) for v, p in zip(verdicts, parts, strict=True)]
+    )
+    return Group(example, completions, verdicts, parts, rewards_G, group_advantages(rewards_G))
+
+
+def update(run: Run, groups: list[Group], watch: Stopwatch) -> dict[str, float]:
+    """One optimizer step on all groups; returns the sums of what the loss reports, over this process's groups."""
+    cfg, device = run.cfg, run.process.device
+    totals: Counter[str] = Counter()
+    for group in groups:
+        packed = pack_group(group.example.prompt_tokens, [c.tokens for c in group.completions], device)
+        reference_R = None
+        if run.reference is not None:
+            with watch.stage("reference"), torch.no_grad():
+                reference_R = completion_logprobs(run.reference, packed, temperature=cfg.temperature)
+        with watch.stage("update"):
+            logprobs_R = completion_logprobs(run.policy, packed, temperature=cfg.temperature)
+            loss, reported = run.loss(
+                logprobs_R, logprobs_R.detach(), reference_R, group.advantages_G.to(device), packed.sample_R
+            )
+            # Every process has as many groups, and sharding averages gradients over the processes.
+            (loss / len(groups)).backward()
+        totals.update({"loss": loss.item(), **{name: value.item() for name, value in reported.items()}})
+    return dict(totals)
+
+
+def train(run: Run) -> None:
+    """From the first step that is not in a checkpoint to the last."""
+    cfg, process = run.cfg, run.process
+    steps = range(run.first_step, run.num_steps)
+    bar = tqdm(steps, initial=run.first_step, total=run.num_steps, desc="grpo", disable=not process.is_main)
+    for step in bar:
+        watch = Stopwatch()
+        with watch.stage("rollout"):
+            examples = examples_of_step(run, step)
+            completions = roll_out(run, examples)
+        with watch.stage("grade"):
+            groups = [score(run, example, c) for (_, example), c in zip(examples, completions, strict=True)]
+        losses = update(run, groups, watch)
+        with watch.stage("update"):
+            grad_norm = clip_gradients(run.policy, cfg.get("clip_grad_norm"))
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+        lr = run.optimizer.param_groups[0]["lr"]
+        if run.scheduler is not None:
+            run.scheduler.step()
+        metrics = {**summarize(run, groups, losses), "grad_norm": grad_norm, "lr": float(lr)}
+        timing = {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
+        timing["tokens_per_s"] = metrics["tokens"] / sum(watch.seconds.values())
+        rows = gather_rows(list(describe(step + 1, groups)), process)
+        if process.is_main:
+            append_records(run.output / COMPLETIONS, rows)
+            append_records(run.output / METRICS, [{"step": step + 1, **metrics, **timing}])
+            run.logger.log_dict({**metrics, **timing}, step=step + 1)
+            bar.set_postfix(reward=f"{metrics['reward']:.1f}", success=f"{metrics['success']:.2f}")
+        last = step + 1 == run.num_steps
+        if last or (cfg.get("save_every_n_steps") and (step + 1) % cfg.save_every_n_steps == 0):
+            save(run, step + 1)
+
+
+def summarize(run: Run, groups: list[Group], losses: dict[str, float]) -> dict[str, float]:
+    """The metrics of a step over all processes: means over completions or groups, ``tokens`` a sum."""
+    rewards = torch.cat([group.rewards_G for group in groups])
+    judged = rewards[~rewards.isnan()]
+    completions = [completion for group in groups for completion in group.completions]
+    names = sorted(vars(run.reward))  # the reward's parts, so that every process sums the same names
+    sums = {
+        "reward": judged.sum().item(),
+        "success": sum(v.correct is True for group in groups for v in group.verdicts),
+        **{f"reward/{name}": sum(p.get(name, 0.0) for g in groups for p in g.parts) for name in names},
+        "completion_tokens": sum(len(completion.tokens) for completion in completions),
+        "cut_share": sum(completion.finish_reason == "length" for completion in completions),
+        "judged": len(judged),
+        "equal_reward_groups": sum(not group.advantages_G.any() for group in groups),
+        **losses,
+        "tokens": sum(
+            len(g.example.prompt_tokens) + sum(len(c.tokens) for c in g.completions) for g in groups
+        ),
+        "completions": len(completions),
+        "groups": len(groups),
+    }
+    total = sum_over_processes(sums, run.process)
+    judged_total, num_completions, num_groups = total["judged"], total.pop("completions"), total.pop("groups")
+    for name in total:
+        if name in ("reward", "success") or name.startswith("reward/"):
+            total[name] /= max(judged_total, 1)
+        elif name in ("completion_tokens", "cut_share", "judged"):
+            total[name] /= num_completions
+        elif name != "tokens":
+            total[name] /= num_groups
+    return {("judged_share" if name == "judged" else name): value for name, value in total.items()}
+
+
+def describe(step: int, groups: list[Group]) -> Iterator[dict[str, Any]]:
+    """One row a completion, for reading what was rewarded."""
+    for group in groups:
+        for i, completion in enumerate(group.completions):
+            reward = group.rewards_G[i].item()
+            yield {
+                "step": step,
+                "problem_id": group.example.problem_id,
+                "sample_index": i,
+                "text": completion.text,
+                "num_tokens": len(completion.tokens),
+                "finish_reason": completion.finish_reason,
+                "reference": group.example.reference,
+                "extracted": group.verdicts[i].extracted,
+                "reason": group.verdicts[i].reason,
+                "reward": None if math.isnan(reward) else reward,
+                "parts": group.parts[i],
+                "advantage": group.advantages_G[i].item(),
+            }
+
+
+def save(run: Run, step: int) -> None:
+    """A checkpoint that ``evaluate`` and vLLM load as it is, and that the next start goes on from."""
+    card = {"recipe": "grpo_ssa_distributed", "prompt": run.dataset.prompt.name, "step": step}
+    folder = save_checkpoint(
+        run.output, step, run.policy, run.optimizer, run.scheduler, run.cfg.checkpoint, run.process, card
+    )
+    if run.process.is_main:
+        tqdm.write(f"saved {folder}")
+
+
+def drop_rows_after(output: Path, step: int) -> None:
+    """Drop what a killed run logged past its last checkpoint: those steps are run again."""
+    for name in (METRICS, COMPLETIONS):
+        if (output / name).exists():
+            write_records(output / name, (row for row in read_rows(output / name) if row["step"] <= step))
+
+
+def main(cfg: DictConfig) -> None:
+    """Check the config, then train in ``output_dir``: anew, or on from its newest checkpoint."""
+    check_values(cfg)
+    process = start_process(cfg.device)
+    try:
+        tokenizer = config.instantiate(cfg.tokenizer)
+        dataset = config.instantiate(cfg.dataset, tokenizer)
+        output = Path(cfg.output_dir)
+        content = OmegaConf.to_container(cfg, resolve=True)
+        identity = {name: content[name] for name in content if name not in ("metric_logger", "save_every_n_steps")}
+        identity |= {"num_examples": len(dataset), "world_size": process.world_size}
+        if process.is_main:
+            with open_run(output, "grpo_ssa_distributed", identity):
+                train_in(cfg, process, output, dataset, tokenizer)
+        else:
+            train_in(cfg, process, output, dataset, tokenizer)
+    finally:
+        stop_process()
+
+
+def train_in(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, tokenizer: ChatTokenizer) -> None:
+    """Set up and train, unless the folder holds the finished run."""
+    wait_for_main(process)  # the folder is checked before any weight loads
+    num_steps = count_steps(cfg, len(dataset), process.world_size)
+    if last_step(output) >= num_steps:
+        if process.is_main:
+            print(f"already trained: {output / f'step_{num_steps}'}; for another run, set another output_dir")
+        return
+    run = setup(cfg, process, output, dataset, tokenizer)
+    if process.is_main:
+        drop_rows_after(output, run.first_step)
+        skipped = f", {dataset.num_too_long} too long and left out" if dataset.num_too_long else ""
+        start = f"going on from step {run.first_step}" if run.first_step else "from the start"
+        print(f"{len(dataset)} prompts{skipped}; {num_steps} steps on {process.world_size} process(es), {start}")
+    with run.grader:
+        train(run)
+    if process.is_main:
+        run.logger.close()
+        print(f"done: {num_steps} steps -> {output / f'step_{num_steps}'}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,52 @@
+"""The native engine: batches change nothing, limits are errors, order is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny_model
+
+from tt_reasoning.engines.base import Request
+from tt_reasoning.engines.tune import TuneEngine
+from tt_reasoning.errors import UserError
+
+CHAT = [{"role": "user", "content": "2 + 2?"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def requests(num: int) -> list[Request]:
+    prompts = [CHAT, "plain text", [{"role": "user", "content": "a longer question " * 3}]]
+    return [Request(prompt=prompts[i % 3], max_new_tokens=10, seed=i, temperature=1.0) for i in range(num)]
+
+
+def test_the_batch_size_changes_no_completion(folder: Path) -> None:
+    one_at_a_time = TuneEngine(str(folder), batch_size=1).generate(requests(9))
+    together = TuneEngine(str(folder), batch_size=64).generate(requests(9))
+    assert together == one_at_a_time
+    assert len({completion.text for completion in together}) > 6
+
+
+def test_mixed_settings_come_back_in_the_order_of_the_requests(folder: Path) -> None:
+    engine = TuneEngine(str(folder))
+    mixed = [Request(prompt="x", max_new_tokens=n, seed=n, temperature=t) for n in (3, 5, 4) for t in (0.0, 1.0)]
+    found = engine.generate(mixed)
+    assert [c.num_tokens for c in found if c.finish_reason == "length"] == [
+        r.max_new_tokens for r, c in zip(mixed, found, strict=True) if c.finish_reason == "length"
+    ]
+    assert found == [engine.generate([request])[0] for request in mixed]
+
+
+def test_a_prompt_without_room_for_its_completion_is_refused(folder: Path) -> None:
+    engine = TuneEngine(str(folder), max_model_len=20)
+    with pytest.raises(UserError, match="a prompt of 18 tokens and max_new_tokens=10 are above the model's 20"):
+        engine.generate([Request(prompt="x" * 18, max_new_tokens=10)])
+
+
+def test_a_missing_folder_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such model folder"):
+        TuneEngine(str(tmp_path / "nowhere"))

@@ -1,0 +1,13 @@
+"""A reward that a random two-layer model can earn: the share of its characters that are low bytes."""
+
+from __future__ import annotations
+
+from tt_reasoning.types import Verdict
+
+
+class CharacterReward:
+    def __init__(self) -> None:
+        self.low = 100.0
+
+    def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
+        return {"low": self.low * sum(ord(c) < 80 for c in text) / max(len(text), 1)}

@@ -1,0 +1,207 @@
+"""The recipe as a user runs it: through ``tune run``, on one process and two, killed, mistyped, repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import write_tiny_model
+from transformers import AutoModelForCausalLM
+
+from tt_reasoning.store import write_records
+from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling
+
+CONFIG = Path(__file__).parents[2] / "configs" / "135M_rl_cpu.yaml"
+TUNE = [sys.executable, "-m", "torchtune._cli.tune", "run"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and eight answer sets."""
+    home = tmp_path_factory.mktemp("home")
+    write_tiny_model(home / "model")
+    sampling = Sampling(model="m", prompt="answer")
+    sets = []
+    for number in range(8):
+        problem = Problem(source="s", split="train", question=f"What is {number} + 1?", reference=str(number + 1))
+        answers = tuple(
+            Answer(id=f"{number}{i}", problem_id=problem.id, sample_index=i, text=f"The Answer is: {number + i}",
+                   num_tokens=4, finish_reason="stop", sampling=sampling)
+            for i in range(2)
+        )  # fmt: skip
+        sets.append(AnswerSet(id=str(number), problem=problem, answers=answers))
+    (home / "sets").mkdir()
+    write_records(home / "sets" / "sets.jsonl", sets)
+    return home
+
+
+def command(home: Path, output: str, *overrides: str, processes: int = 1) -> list[str]:
+    launcher = ["--nproc_per_node", str(processes)] if processes > 1 else []
+    settings = [
+        f"output_dir={home / output}",
+        f"checkpoint={home / 'model'}",
+        f"dataset.source={home / 'sets'}",
+        "model._component_=tt_reasoning.models.build_from_hf",
+        f"model.path={home / 'model'}",
+        "batch_size=1",
+        "max_new_tokens=8",
+        "optimizer.lr=1e-3",
+        # A random model never writes a tag that is right; the tag itself is what it can learn to earn.
+        "reward._component_=reward_of_tests.CharacterReward",
+        "~reward.think_tag",
+    ]
+    return [*TUNE, *launcher, "grpo_ssa_distributed", "--config", str(CONFIG), *settings, *overrides]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """What was computed at every step, without the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> Path:
+    """A run of four steps that nothing disturbs."""
+    result = run(command(home, "whole", "max_steps=4", "gradient_accumulation_steps=2", "save_every_n_steps=2"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"done: 4 steps -> {home / 'whole' / 'step_4'}" in result.stdout
+    return home / "whole"
+
+
+def test_training_changes_the_weights_and_logs_every_step(home: Path, whole: Path) -> None:
+    rows = metrics(whole)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    names = {"reward", "success", "completion_tokens", "cut_share", "kl", "grad_norm", "lr", "loss", "judged_share"}
+    assert all(names <= row.keys() for row in rows)
+    assert any(row["grad_norm"] > 0 for row in rows)
+    timing = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"seconds_rollout", "seconds_grade", "seconds_reference", "seconds_update", "tokens_per_s"} <= timing.keys()
+    before, after = (load_file(path / "model.safetensors") for path in (home / "model", whole / "step_4"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_completions_are_kept_with_their_rewards(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 * 2 * 4  # steps x prompts x group
+    first = metrics(whole)[0]
+    rewards = [row["reward"] for row in rows if row["step"] == 1]
+    assert first["reward"] == pytest.approx(sum(rewards) / len(rewards))
+    assert all(row["reward"] == sum(row["parts"].values()) for row in rows)
+    assert len({row["text"] for row in rows}) > len(rows) / 2
+
+
+def test_the_checkpoint_is_a_hugging_face_folder_that_says_which_prompt_it_was_trained_with(whole: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(whole / "step_4")
+    assert model.num_parameters() > 0
+    assert json.loads((whole / "step_4" / "aggregator.json").read_text())["prompt"] == "ssa_no_think"
+
+
+def test_two_processes_compute_the_loss_of_one(home: Path, whole: Path) -> None:
+    """Two processes with one prompt each against one process with two: the same prompts, samples and steps.
+
+    Only the order of fp32 sums differs (gradients are averaged across processes in place of added up one
+    after another), so the tolerance is that of fp32 after four optimizer steps: 1e-4 relative.
+    """
+    result = run(command(home, "two", "max_steps=4", processes=2))
+    assert result.returncode == 0, result.stderr[-2000:]
+    one, two = metrics(whole), metrics(home / "two")
+    assert len(one) == len(two) == 4
+    for row_one, row_two in zip(one, two, strict=True):
+        assert row_one.keys() == row_two.keys()
+        for name in row_one:
+            assert row_two[name] == pytest.approx(row_one[name], rel=1e-4, abs=1e-5), name
+    samples = [
+        sorted((r["step"], r["problem_id"], r["sample_index"], r["text"], r["reward"]) for r in rows)
+        for rows in (map(json.loads, (f / "completions.jsonl").read_text().splitlines()) for f in (whole, home / "two"))
+    ]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_weights_and_metrics(home: Path, whole: Path, processes: int) -> None:
+    words = command(home, f"killed_{processes}", "max_steps=4", "save_every_n_steps=2", processes=processes)
+    if processes == 1:
+        words.append("gradient_accumulation_steps=2")
+    folder = home / f"killed_{processes}"
+    here = str(Path(__file__).parent)
+    started = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (folder / "step_2").exists() and time.monotonic() < deadline and started.poll() is None:
+        time.sleep(0.005)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert (folder / "step_2").exists() and not (folder / "step_4").exists()
+    result = run(words)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "going on from step 2" in result.stdout
+    peer = whole
+    if processes == 2:
+        peer = home / "never_killed"
+        again = [word.replace("killed_2", "never_killed") for word in words]
+        assert run(again).returncode == 0
+    assert metrics(folder) == metrics(peer)
+    killed, never = (load_file(path / "step_4" / "model.safetensors") for path in (folder, peer))
+    assert all(torch.equal(killed[name], never[name]) for name in never)
+
+
+def test_a_finished_run_is_not_run_again(home: Path, whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    result = run(command(home, "whole", "max_steps=4", "gradient_accumulation_steps=2", "save_every_n_steps=2"))
+    assert result.returncode == 0 and "already trained" in result.stdout
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["group_sise=4"], "unknown config key 'group_sise': did you mean 'group_size'?"),
+        (["group_size=1"], "config key group_size: 1 is below 2"),
+        (["dataset.source=nowhere"], "dataset.source=nowhere is no folder of answer sets"),
+        (["dataset.prompt=sssa"], "unknown prompt 'sssa': did you mean 'ssa'?"),
+        (["dataset.max_prompt_tokens=5"], "all of it (8 prompts) is above max_prompt_tokens=5"),
+        (["checkpoint=nowhere"], "nowhere"),
+        (["device=cuda"], "torch sees no GPU here"),
+        (["model=tt_reasoning.models.smollm2_135m", "~model.path"], "does not fit the model of the config: tok_embeddings"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_status_2(home: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    if overrides == ["device=cuda"] and torch.cuda.is_available():
+        overrides, message = ["device=cud"], "wanted 'auto' or 'cpu' or 'cuda'"
+    words = [word for word in command(home, "mistake") if "model.path=" not in word or "~model.path" not in overrides]
+    result = run([*words, *(word for word in overrides if word != "~model.path")])
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert len(errors) == 1 and message in errors[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_config_file_is_one_line_and_status_2() -> None:
+    result = run([*TUNE, "grpo_ssa_distributed", "--config", "configs/3B_rll.yaml"])
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "no such config: configs/3B_rll.yaml" in result.stderr
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(home: Path, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != ".lock"}
+    result = run(command(home, "whole", "max_steps=4", "gradient_accumulation_steps=2", "seed=7"))
+    assert result.returncode == 2 and "seed was 42, now 7" in result.stderr
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != ".lock"} == before

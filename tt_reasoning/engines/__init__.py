@@ -1,0 +1,59 @@
+"""Engines by name. Each is imported when it is opened, so that naming one costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+from tt_reasoning.engines.base import Engine
+from tt_reasoning.errors import UserError, unknown_name
+
+ENGINES = {
+    "vllm": "tt_reasoning.engines.vllm:VllmEngine",
+    "tune": "tt_reasoning.engines.tune:TuneEngine",
+    "scripted": "tt_reasoning.engines.scripted:ScriptedEngine",
+}
+
+
+def open_engine(name: str, model: str, **options: object) -> Engine:
+    """The engine of that name with its model loaded. An option that is None is left to the engine.
+
+    Raises:
+        UserError: an unknown engine or option, or no such model.
+
+    Example:
+        >>> open_engine("vlm", "models/smollm2-135m")
+        Traceback (most recent call last):
+        ...
+        tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: scripted, tune, vllm
+    """
+    check_engine(name, model)
+    module, _, attribute = ENGINES[name].partition(":")
+    engine = getattr(importlib.import_module(module), attribute)
+    given = {option: value for option, value in options.items() if value is not None}
+    known = set(inspect.signature(engine).parameters) - {"model"}
+    for option in given.keys() - known:
+        raise unknown_name(f"option of engine {name}", option, known)
+    return engine(model, **given)
+
+
+def check_engine(name: str, model: str) -> None:
+    """Raise UserError for an unknown engine or a model that cannot be one; loads and imports nothing.
+
+    A model is a Hugging Face folder or a Hub name; a path whose parent exists here is never taken for
+    a Hub name. The scripted engine's model is a file.
+    """
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
+    path = Path(model)
+    if name == "scripted":
+        if not path.is_file():
+            raise UserError(f"no such file: {model} (the scripted engine's model is a JSON file of answers)")
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{model} has no config.json: not a Hugging Face model folder")
+    elif path.exists():
+        raise UserError(f"{model} is a file; name a Hugging Face model folder")
+    elif model.count("/") != 1 or path.is_absolute() or path.parent.is_dir():
+        raise UserError(f"no such model folder: {model} (tools/get_model.py fetches a small one)")

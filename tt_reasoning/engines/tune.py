@@ -1,0 +1,121 @@
+"""Answers from a torchtune model: the native sampler of training, for machines without vLLM.
+
+One prefill serves all requests with the same prompt; ``batch_size`` rows decode together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.errors import UserError
+from tt_reasoning.models import build_from_hf
+from tt_reasoning.models.tokenizer import ChatTokenizer
+from tt_reasoning.models.weights import check_shapes, load_weights
+from tt_reasoning.rollout import generate
+from tt_reasoning.training import pick_dtype, start_process
+
+
+class TuneEngine:
+    """A Hugging Face folder (Llama or Qwen2) run by torchtune.
+
+    Args:
+        model: the folder.
+        dtype: ``fp32`` or ``bf16``; by default bf16 on a GPU and fp32 on a CPU.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        batch_size: rows that decode together (prompts times samples).
+        max_model_len: prompt and completion together; by default what the model was built for.
+
+    Raises:
+        UserError: no such folder, an architecture that torchtune lacks, or no GPU where one is asked for.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str | None = None,
+        device: str = "auto",
+        batch_size: int = 32,
+        max_model_len: int | None = None,
+    ) -> None:
+        place = start_process(device).device
+        self.model = build_from_hf(model).to(pick_dtype(dtype or ("bf16" if place.type == "cuda" else "fp32")))
+        weights = load_weights(model)
+        check_shapes(self.model, weights, model)
+        self.model.load_state_dict(weights)
+        self.model.to(place).eval()
+        self.tokenizer = ChatTokenizer(model)
+        self.batch_size = batch_size
+        self.max_model_len = max_model_len or self.model.max_seq_len
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion a request, in the order of the requests.
+
+        Raises:
+            UserError: a prompt that leaves no room for its completion; nothing is ever cut.
+        """
+        completions: list[Completion | None] = [None] * len(requests)
+        with tqdm(total=len(requests), desc="tune", unit="answer", leave=False) as bar:
+            for batch in self._batches(requests):
+                for index, completion in self._run(requests, batch):
+                    completions[index] = completion
+                    bar.update()
+        return [completion for completion in completions if completion is not None]
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[list[int]]]:
+        """Request indices as batches of groups: one prompt a group, equal settings and group sizes a batch."""
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            prompt = request.prompt if isinstance(request.prompt, str) else repr(request.prompt)
+            groups[(_settings(request), prompt)].append(index)
+        batches: dict[tuple, list[list[list[int]]]] = defaultdict(list)
+        for (settings, _), group in groups.items():
+            for start in range(0, len(group), self.batch_size):
+                part = group[start : start + self.batch_size]
+                open_batches = batches[(settings, len(part))]
+                if not open_batches or (len(open_batches[-1]) + 1) * len(part) > self.batch_size:
+                    open_batches.append([])
+                open_batches[-1].append(part)
+        return [batch for found in batches.values() for batch in found]
+
+    def _run(self, requests: Sequence[Request], batch: list[list[int]]) -> list[tuple[int, Completion]]:
+        first = requests[batch[0][0]]
+        prompts = [self.tokenizer.encode_prompt(requests[group[0]].prompt) for group in batch]
+        longest = max(map(len, prompts))
+        if longest + first.max_new_tokens > self.max_model_len:
+            raise UserError(
+                f"a prompt of {longest} tokens and max_new_tokens={first.max_new_tokens} are above the model's "
+                f"{self.max_model_len}; lower --max-new-tokens or leave the long problems out"
+            )
+        found = generate(
+            self.model,
+            prompts,
+            [[requests[index].seed for index in group] for group in batch],
+            max_new_tokens=first.max_new_tokens,
+            temperature=first.temperature,
+            top_k=first.top_k,
+            top_p=first.top_p,
+            stop=first.stop,
+            stop_tokens=self.tokenizer.stop_tokens,
+            decode=self.tokenizer.decode,
+        )
+        return [
+            (index, Completion(text=c.text, num_tokens=len(c.tokens), finish_reason=c.finish_reason))
+            for group, samples in zip(batch, found, strict=True)
+            for index, c in zip(group, samples, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Free the model."""
+        del self.model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _settings(request: Request) -> tuple:
+    return request.temperature, request.top_p, request.top_k, request.max_new_tokens, request.stop

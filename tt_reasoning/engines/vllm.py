@@ -1,0 +1,139 @@
+"""vLLM behind the engine protocol: the whole list of requests in one call, on a GPU or a CPU.
+
+Completions are repeatable: the same list of requests gives the same completions, in another process
+too. For that every request has its own seed, the scheduler runs in this process, and each call starts
+with an empty prefix cache. A completion may still depend on the list it is asked in, since the shape of
+a matrix product decides how it rounds (bf16 above all): ask again with the same list to get the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.errors import UserError
+from tt_reasoning.prompts import Rendered
+
+# A CPU has no measured limit of its own: long enough for a set of answers, small enough for its memory.
+_CPU_MAX_MODEL_LEN = 8192
+
+
+class VllmEngine:
+    """A model in vLLM.
+
+    Args:
+        model: a Hugging Face folder or a Hub name.
+        revision: of a Hub model.
+        dtype: of weights and arithmetic, by torch's name.
+        max_model_len: most tokens of a prompt with its completion; None is the model's own, on a CPU at
+            most 8192.
+        tensor_parallel_size: how many GPUs share the model.
+        gpu_memory_utilization: share of a GPU's memory for weights and cache; None is vLLM's default. A
+            CPU keeps VLLM_CPU_KVCACHE_SPACE GiB of cache instead (4 unless set).
+
+    Raises:
+        UserError: vLLM is not installed.
+
+    Example:
+        >>> engine = VllmEngine("models/smollm2-135m")  # doctest: +SKIP
+        >>> engine.generate([Request(prompt="2 + 2 =", max_new_tokens=1, temperature=0)])  # doctest: +SKIP
+        [Completion(text=' ', num_tokens=1, finish_reason='length')]
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "bfloat16",
+        max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float | None = None,
+    ) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError(
+                'vLLM is not installed: pip install "tt-reasoning[cpu]", or "tt-reasoning[gpu]" with a GPU'
+            )
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+        from vllm import LLM, EngineArgs
+        from vllm.platforms import current_platform
+
+        options: dict[str, Any] = {"revision": revision, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size}
+        if gpu_memory_utilization is not None:
+            options["gpu_memory_utilization"] = gpu_memory_utilization
+        if current_platform.is_cpu():
+            own = EngineArgs(model=model, **options).create_model_config().max_model_len
+            max_model_len = max_model_len or min(own, _CPU_MAX_MODEL_LEN)
+            # A seeded request whose prefill is split over two steps kills the engine on a CPU.
+            options |= {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max_model_len,
+            }
+        self._llm = LLM(model=model, max_model_len=max_model_len, enable_prefix_caching=True, **options)
+        self._tokenizer = self._llm.get_tokenizer()
+        self.max_model_len: int = self._llm.model_config.max_model_len
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion a request, in order; requests with an equal prompt share its prefill.
+
+        Raises:
+            UserError: a prompt leaves no room for its ``max_new_tokens``.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        prompts = []
+        for rendered, group in itertools.groupby(requests, key=lambda request: request.prompt):
+            tokens = self._tokenize(rendered)
+            for request in group:
+                self._check_length(len(tokens), request.max_new_tokens)
+                prompts.append(TokensPrompt(prompt_token_ids=tokens))
+        sampling = [
+            SamplingParams(
+                seed=request.seed,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                top_k=request.top_k,
+                max_tokens=request.max_new_tokens,
+                stop=list(request.stop),
+                include_stop_str_in_output=True,
+            )
+            for request in requests
+        ]
+        self._llm.reset_prefix_cache()
+        outputs = self._llm.generate(prompts, sampling, use_tqdm=partial(tqdm, leave=False))
+        return [_to_completion(output.outputs[0]) for output in outputs]
+
+    def _tokenize(self, prompt: Rendered) -> list[int]:
+        """Token ids, so that nothing downstream adds a second beginning-of-text to a rendered chat."""
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt)
+        return self._tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    def _check_length(self, num_tokens: int, max_new_tokens: int) -> None:
+        if num_tokens + max_new_tokens > self.max_model_len:
+            raise UserError(
+                f"a prompt of {num_tokens} tokens with max_new_tokens={max_new_tokens} passes the engine's limit "
+                f"of {self.max_model_len}; lower max_new_tokens, or raise max_model_len as far as the model allows"
+            )
+
+    def close(self) -> None:
+        """Free the model."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _to_completion(output: Any) -> Completion:
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a request with finish_reason={output.finish_reason!r}")
+    return Completion(text=output.text, num_tokens=len(output.token_ids), finish_reason=output.finish_reason)

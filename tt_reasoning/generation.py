@@ -1,0 +1,143 @@
+"""Sample answers to problems, chunk by chunk, so that a killed run goes on as if it had never stopped.
+
+A chunk is a fixed slice of the problems; all its answers are asked for in one engine call and appended in
+one write. An engine's tokens may depend on what else is asked in the same call, so a chunk that a kill
+left half written is asked again whole, exactly as before, and only what is missing is appended: the file
+becomes the same, byte for byte, as without the kill. Asking later for more problems or more samples goes
+the same way: a chunk with anything missing is asked whole, and answers on disk stay as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from tt_reasoning.engines.base import Completion, Engine, Request
+from tt_reasoning.errors import UserError
+from tt_reasoning.prompts import Prompt
+from tt_reasoning.store import append_records, read_records, write_records
+from tt_reasoning.types import Answer, Problem, Sampling
+
+ANSWERS = "answers.jsonl"
+PROBLEMS = "problems.jsonl"
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """How far a run is. ``tokens``, ``cut`` (at max_new_tokens) and ``seconds`` (in the engine) are of ``written``."""
+
+    resumed: int = 0
+    written: int = 0
+    cut: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def keep_problems(folder: str | Path, problems: Sequence[Problem]) -> list[Problem]:
+    """The distinct problems, stored as ``problems.jsonl``; a question that occurs twice is asked once.
+
+    The file may hold the beginning of ``problems`` (then it grows) or more than them (then it stays).
+
+    Raises:
+        UserError: the folder holds other problems.
+    """
+    path = Path(folder) / PROBLEMS
+    distinct: dict[str, Problem] = {}
+    for problem in problems:
+        distinct.setdefault(problem.id, problem)
+    asked = list(distinct.values())
+    kept = list(read_records(path, Problem))
+    for number, (old, new) in enumerate(zip(kept, asked, strict=False), 1):
+        if old != new:
+            raise UserError(f"{path}:{number}: another problem than the one asked now; name a new folder")
+    if len(asked) > len(kept):
+        write_records(path, asked)
+    return asked
+
+
+def generate_answers(
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    num_samples: int,
+    start_engine: Callable[[], Engine],
+    prompt: Prompt,
+    folder: str | Path,
+    chunk_size: int = 64,
+    on_progress: Callable[[Counts], None] = lambda counts: None,
+) -> Counts:
+    """Append the missing ones of ``num_samples`` answers a problem to ``answers.jsonl``.
+
+    Args:
+        problems: with distinct ids, as ``keep_problems`` gives them.
+        start_engine: called once, and only when an answer is missing; the engine is closed at the end.
+        chunk_size: problems in one engine call; like the sampling, it must be the same on resume.
+        on_progress: called at the start and behind every chunk.
+
+    Raises:
+        UserError: a line of the file is malformed.
+
+    Example:
+        >>> import tempfile; from tt_reasoning.engines.scripted import ScriptedEngine; from tt_reasoning.prompts import *
+        >>> problem = Problem(source="demo", split="test", question="2 + 2?", reference="4")
+        >>> engine = ScriptedEngine({"answers": {"2 + 2?": ["The Answer is: 4"]}})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sampling = Sampling(model="script", prompt="answer")
+        ...     counts = generate_answers([problem], sampling, 3, lambda: engine, get_prompt("answer"), folder)
+        >>> counts.written, counts.tokens
+        (3, 12)
+    """
+    path = Path(folder) / ANSWERS
+    on_disk = {answer.id for answer in read_records(path, Answer)}
+    chunks = []
+    counts = Counts()
+    for start in range(0, len(problems), chunk_size):
+        chunk = [(problem, index) for problem in problems[start : start + chunk_size] for index in range(num_samples)]
+        found = sum(sampling.answer_id(problem.id, index) in on_disk for problem, index in chunk)
+        counts.resumed += found
+        if found < len(chunk):
+            chunks.append(chunk)
+    on_progress(counts)
+    if not chunks:
+        return counts
+    with closing(start_engine()) as engine:
+        for chunk in chunks:
+            began = time.perf_counter()
+            completions = engine.generate([_request(problem, index, sampling, prompt) for problem, index in chunk])
+            counts.seconds += time.perf_counter() - began
+            answers = [
+                _answer(problem, index, sampling, completion)
+                for (problem, index), completion in zip(chunk, completions, strict=True)
+            ]
+            answers = [answer for answer in answers if answer.id not in on_disk]
+            counts.written += append_records(path, answers)
+            counts.cut += sum(answer.finish_reason == "length" for answer in answers)
+            counts.tokens += sum(answer.num_tokens for answer in answers)
+            on_progress(counts)
+    return counts
+
+
+def _request(problem: Problem, index: int, sampling: Sampling, prompt: Prompt) -> Request:
+    return Request(
+        prompt=prompt.render(problem.question),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=sampling.request_seed(problem.id, index),
+        stop=prompt.stop,
+    )
+
+
+def _answer(problem: Problem, index: int, sampling: Sampling, completion: Completion) -> Answer:
+    return Answer(
+        id=sampling.answer_id(problem.id, index),
+        problem_id=problem.id,
+        sample_index=index,
+        text=completion.text,
+        num_tokens=completion.num_tokens,
+        finish_reason=completion.finish_reason,
+        sampling=sampling,
+    )

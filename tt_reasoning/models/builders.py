@@ -1,0 +1,66 @@
+"""torchtune decoders that torchtune has no builder for, and one from any Llama or Qwen2 ``config.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torchtune.models.llama3_2._component_builders import llama3_2
+from torchtune.models.qwen2._component_builders import qwen2
+from torchtune.modules import TransformerDecoder
+
+from tt_reasoning.errors import UserError
+from tt_reasoning.models.weights import read_hf_config
+
+
+def smollm2_135m() -> TransformerDecoder:
+    """SmolLM2-135M (base or instruct), from HuggingFaceTB/SmolLM2-135M: a Llama of 30 thin layers."""
+    return llama3_2(
+        vocab_size=49152,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        embed_dim=576,
+        intermediate_dim=1536,
+        max_seq_len=8192,
+        rope_base=100_000,
+        norm_eps=1e-5,
+        scale_factor=1,
+    )
+
+
+def build_from_hf(path: str) -> TransformerDecoder:
+    """The decoder that a Hugging Face folder's ``config.json`` describes, weights not loaded.
+
+    Raises:
+        UserError: no ``config.json``, or an architecture other than Llama and Qwen2.
+
+    Example (YAML):
+        ``model: {_component_: tt_reasoning.models.build_from_hf, path: models/smollm2-135m}``
+    """
+    config = read_hf_config(path)
+    shape: dict[str, Any] = {
+        "vocab_size": config["vocab_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config.get("num_key_value_heads", config["num_attention_heads"]),
+        "embed_dim": config["hidden_size"],
+        "intermediate_dim": config["intermediate_size"],
+        "max_seq_len": config["max_position_embeddings"],
+        "norm_eps": config["rms_norm_eps"],
+        "tie_word_embeddings": config.get("tie_word_embeddings", False),
+    }
+    # transformers 5 writes rope_parameters, earlier versions rope_theta and rope_scaling.
+    rope = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or rope
+    rope_base = rope.get("rope_theta", config.get("rope_theta", 10_000))
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    if config["model_type"] == "qwen2" and rope_type == "default":
+        return qwen2(**shape, rope_base=rope_base)
+    if config["model_type"] == "llama" and rope_type in ("default", "llama3"):
+        factor = int(scaling["factor"]) if rope_type == "llama3" else 1
+        return llama3_2(**shape, rope_base=rope_base, scale_factor=factor)
+    raise UserError(
+        f"{Path(path) / 'config.json'}: model_type '{config['model_type']}' with rope type '{rope_type}' "
+        "is not supported; llama and qwen2 are"
+    )

@@ -1,0 +1,228 @@
+"""Benchmarks as problems: rows from the Hub, from local files or from the package become ``Problem`` records.
+
+A new benchmark is a function ``to_problem(row, split)`` in a file of this folder and an entry in ``SOURCES``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tt_reasoning.errors import UserError, unknown_name
+from tt_reasoning.problems.gsm8k import gsm8k_problem
+from tt_reasoning.problems.math import math500_problem, math_problem
+from tt_reasoning.problems.quickstart import DATA, quickstart_problem
+from tt_reasoning.problems.word_problems import asdiv_problem, mawps_problem, svamp_problem
+from tt_reasoning.types import Problem
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A benchmark: where its rows are and how one becomes a problem.
+
+    ``to_problem`` raises ValueError for a malformed row and returns None for a sound row that asks no single
+    question. ``hub`` is a dataset on the Hugging Face Hub; None means the file that ships with the package.
+    """
+
+    name: str
+    description: str
+    license: str
+    hub: str | None
+    config: str | None = None
+    revision: str | None = None
+    splits: tuple[str, ...]
+    to_problem: Callable[[Row, str], Problem | None]
+
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            name="gsm8k",
+            description="grade-school problems, two to eight steps",
+            license="MIT",
+            hub="openai/gsm8k",
+            config="main",
+            splits=("train", "test"),
+            to_problem=gsm8k_problem,
+        ),
+        Source(
+            name="math",
+            description="competition problems, split of Let's Verify Step by Step",
+            license="MIT",
+            hub="user074/prm800k_MATH_splits",
+            splits=("train", "test"),
+            to_problem=math_problem,
+        ),
+        Source(
+            name="math500",
+            description="the 500 test problems of that split",
+            license="MIT",
+            hub="HuggingFaceH4/MATH-500",
+            splits=("test",),
+            to_problem=math500_problem,
+        ),
+        Source(
+            name="asdiv",
+            description="diverse elementary-school word problems",
+            license="CC-BY-NC-4.0",
+            hub="EleutherAI/asdiv",
+            splits=("validation",),
+            to_problem=asdiv_problem,
+        ),
+        Source(
+            name="svamp",
+            description="one-step word problems with misleading numbers",
+            license="MIT",
+            hub="ChilleD/SVAMP",
+            splits=("train", "test"),
+            to_problem=svamp_problem,
+        ),
+        Source(
+            name="mawps",
+            description="one- and two-step word problems from many collections",
+            license="MIT",
+            hub="MU-NLPC/Calc-mawps",
+            config="default",
+            splits=("train", "validation", "test"),
+            to_problem=mawps_problem,
+        ),
+        Source(
+            name="quickstart",
+            description="one- to three-step word problems that ship with this package",
+            license="BSD-3-Clause",
+            hub=None,
+            splits=("train", "test"),
+            to_problem=quickstart_problem,
+        ),
+    )
+}
+
+
+def load_problems(
+    dataset: str, split: str, *, data_files: str | None = None, limit: int | None = None, start: int = 0
+) -> list[Problem]:
+    """The problems ``start`` to ``start + limit`` of a benchmark's split, in its order.
+
+    Rows come from the Hub, or from ``data_files``: one .jsonl, .json (a list) or .parquet file with the columns
+    of the Hub's dataset (or of the authors' file, see each ``to_problem``). Then ``split`` is the label that the
+    problems get; rows with a ``split`` of their own are chosen by it. A question that was there before is left
+    out, and so is a row that asks no single question; how many is said on standard error.
+
+    Raises:
+        UserError: unknown dataset or split, no such file, a malformed row (file and line are named), nothing
+            left to load, or the Hub cannot be reached.
+
+    Example:
+        >>> [p.reference for p in load_problems("quickstart", "test", limit=3)]
+        ['7', '39', '50']
+    """
+    if dataset not in SOURCES:
+        raise unknown_name("dataset", dataset, SOURCES)
+    source = SOURCES[dataset]
+    known_splits = {*source.splits, "train", "validation", "test"} if data_files else source.splits
+    if split not in known_splits:
+        raise unknown_name(f"split of {dataset}", split, known_splits)
+    if start < 0:
+        raise UserError(f"start={start} is negative; the first problem is 0")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves no problem; give at least 1")
+
+    if data_files:
+        place, rows = data_files, _read_file(Path(data_files))
+    elif source.hub:
+        place, rows = f"{source.hub} ({split})", _read_hub(source, split)
+    else:
+        place, rows = f"{dataset} ({split})", _read_file(DATA)
+
+    problems: dict[str, Problem] = {}
+    repeated = without_single_answer = 0
+    for where, row in rows:
+        if row.get("split", split) != split:
+            continue
+        try:
+            problem = source.to_problem(row, split)
+        except ValueError as error:
+            raise UserError(f"{where}: not a row of {dataset}: {error}") from None
+        if problem is None:
+            without_single_answer += 1
+        elif problem.id in problems:
+            repeated += 1
+        else:
+            problems[problem.id] = problem
+            if limit is not None and len(problems) == start + limit:
+                break
+    if repeated:
+        print(f"{place}: rows left out because they repeat an earlier question: {repeated}", file=sys.stderr)
+    if without_single_answer:
+        print(f"{place}: rows left out because they have several answers: {without_single_answer}", file=sys.stderr)
+    if len(problems) <= start:
+        raise UserError(f"{place} has {len(problems)} problems of split {split}, none from start={start} on")
+    return list(problems.values())[start:]
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
+    """Each row of a local file with the place that an error names."""
+    if not path.is_file():
+        raise UserError(f"--data-files {path}: no such file")
+    if path.suffix not in _READERS:
+        raise UserError(f"--data-files {path}: name a file that ends in {', '.join(_READERS)}")
+    for where, row in _READERS[path.suffix](path):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object")
+        yield where, row
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
+    rows = _parse(path.read_bytes(), str(path))
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: not a list of rows")
+    for number, row in enumerate(rows, 1):
+        yield f"{path}: row {number}", row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path}: {error}") from None
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(rows, 1):
+        yield f"{path}: row {number}", row
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+
+
+def _parse(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
+
+
+def _read_hub(source: Source, split: str) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.hub, source.config, split=split, revision=source.revision)
+    except OSError as error:  # no network, no such dataset or gated: the library's errors are all OSErrors
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{source.hub} did not come from the Hub ({reason}); pass --data-files FILE") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{source.hub} ({split}): row {number}", row

@@ -1,0 +1,31 @@
+"""GSM8K: grade-school problems with worked solutions (Cobbe et al. 2021, arXiv 2110.14168)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tt_reasoning.problems.rows import number_field, text_field
+from tt_reasoning.types import Problem
+
+
+def gsm8k_problem(row: dict[str, Any], split: str) -> Problem:
+    """The gold answer stands behind ``####`` at the end of the worked solution, with thousands separators.
+
+    >>> row = {
+    ...     "question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  "
+    ...     "How many bolts in total does it take?",
+    ...     "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\\n"
+    ...     "So the total amount of fabric is 2+1=<<2+1=3>>3 bolts of fabric\\n#### 3",
+    ... }
+    >>> gsm8k_problem(row, "test").reference
+    '3'
+    """
+    _, mark, gold = text_field(row, "answer").rpartition("####")
+    if not mark:
+        raise ValueError("answer has no '####' before the gold answer")
+    return Problem(
+        source="gsm8k",
+        split=split,
+        question=text_field(row, "question"),
+        reference=number_field({"answer": gold}, "answer"),
+    )
