@@ -142,7 +142,7 @@ def test_a_table_is_aligned_in_text_and_in_markdown() -> None:
     rows = [["run", "%"], ["a", "5.0"], ["long", "50.0"]]
     assert format_table(rows) == "run      %\n----  ----\na      5.0\nlong  50.0"
     assert format_table(rows, markdown=True) == "| run  |    % |\n| ---- | ---: |\n| a    |  5.0 |\n| long | 50.0 |"
-    assert format_table(rows[:1]) == "run  %\n---  -"
+    assert format_table(rows[:1]) == "run  %\n---  --"
 
 
 def report() -> Report:

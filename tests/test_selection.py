@@ -55,12 +55,12 @@ def test_pass_at_k_refuses_counts_that_cannot_be(case: tuple[int, int, int]) -> 
 @pytest.mark.parametrize(
     ("a", "b", "same"),
     [
-        ("18", "18.00", True), ("1,200", "1200", True), ("$5", "5", True), (".5", "1/2", True), ("-3", "- 3", False),
-        ("x + 1", " X  + 1 ", True), ("50%", "50", True), ("1,2", "12", False), ("1/0", "1/0", True), ("", ".", True),
-        ("9" * 5000, "9" * 5000, True), ("1e9", "1000000000", False), ("18", "81", False),
+        ("18", "18.00", True), ("1,200", "$1200", True), ("1/2", "0.5", True), ("18 eggs", "18", True),
+        ("Blue", "blue", True), ("x + 1", "x+1", True), ("1/0", "1/0", True), ("9" * 5000, "9" * 5000, True),
+        ("18", "81", False), ("1,2", "12", False), ("50%", "0.5", False),
     ],
 )  # fmt: skip
-def test_same_answer_knows_words_and_numbers(a: str, b: str, same: bool) -> None:
+def test_same_answer_spells_as_the_grader_does(a: str, b: str, same: bool) -> None:
     assert same_answer(a, b) is same
 
 

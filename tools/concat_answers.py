@@ -4,8 +4,8 @@ An aggregator is trained on what it will read: a question and several proposed a
 wrong. A set is dropped when more than --max-none of its answers give no result, or when its text is longer
 than --max-length tokens. What was dropped and why stands in dropped.jsonl, the lengths in stats.json.
 
-    python tools/concat_answers.py --answers answers/demo --num-answers 4 --max-length 4000 \
-        --tokenizer models/smollm2-135m --out sets/demo --plot sets/demo/lengths.png
+Example: python tools/concat_answers.py --answers answers/demo --num-answers 4 --max-length 4000
+--tokenizer models/smollm2-135m --out sets/demo --plot sets/demo/lengths.png
 """
 
 from __future__ import annotations
@@ -165,9 +165,10 @@ def _summarise(lengths: Counter[int], dropped: list[Dropped]) -> dict[str, Any]:
 def _describe(stats: dict[str, Any], args: Arguments, finished: bool) -> str:
     tokens = stats["num_tokens"]
     drops = ", ".join(f"{reason} {count}" for reason, count in stats["dropped"].items()) or "none"
+    state = "was finished before, nothing done" if finished else "is finished"
     lines = [
-        f"{args.out} {'was finished before, nothing done' if finished else 'is finished'}: {stats['num_sets']} answer sets "
-        f"of {args.num_answers} answers, {100 * stats['share_kept']:.1f} % of {stats['num_problems']} problems",
+        f"{args.out} {state}: {stats['num_sets']} answer sets of {args.num_answers} answers, "
+        f"{100 * stats['share_kept']:.1f} % of {stats['num_problems']} problems",
         f"tokens a set: mean {tokens['mean']:.1f}, median {tokens['median']:g}, min {tokens['min']}, "
         f"max {tokens['max']}, std {tokens['std']:.1f}",
         f"dropped: {drops}" + ("" if drops == "none" else f" (see {args.out / DROPPED})"),

@@ -3,7 +3,7 @@
 Each run of tools/evaluate.py leaves a results.json; this collects them all, however deep they lie, so that
 models, data sets and numbers of answers stand side by side, each with its 95 % interval.
 
-    python tools/show_results.py --results results --plot results/accuracy.png
+Example: python tools/show_results.py --results results --plot results/accuracy.png
 """
 
 from __future__ import annotations
@@ -14,32 +14,29 @@ from typing import Literal
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS, Report, column_name, format_table, interval, percent, read_report
+from tt_reasoning.plots import check_plot_path, plot_accuracy
 from tt_reasoning.tool import run_tool
 
-DESCRIPTION = """Show every evaluation under a folder in one table, and draw it.
 
-Example: python tools/show_results.py --results results --plot results/accuracy.png"""
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Arguments:
     results: Path
-    """A folder with results of tools/evaluate.py in it, at any depth."""
+    """folder with results of tools/evaluate.py in it, at any depth"""
     plot: Path | None = None
-    """Draw the accuracies to this file (.png, .pdf or .svg)."""
+    """picture of the accuracies to draw (.png, .pdf, .svg)"""
     format: Literal["table", "markdown"] = "table"
-    """How the table is printed."""
+    """how the table is printed"""
 
 
 def main(args: Arguments) -> str:
-    """Print the table, draw the plot; returns the summary."""
+    if args.plot:
+        check_plot_path(args.plot)
     reports = find_reports(args.results)
     if args.plot:
-        from tt_reasoning.plots import plot_accuracy  # matplotlib takes a second that the table alone need not
-
         plot_accuracy(reports, args.plot)
     print(format_table(list_rows(reports), markdown=args.format == "markdown"))
-    return f"\n{len(reports)} runs under {args.results}" + (f", drawn in {args.plot}" if args.plot else "")
+    runs = "1 run" if len(reports) == 1 else f"{len(reports)} runs"
+    return f"{runs} under {args.results}" + (f"; plot: {args.plot}" if args.plot else "")
 
 
 def find_reports(folder: Path) -> dict[str, Report]:
@@ -72,4 +69,4 @@ def list_rows(reports: dict[str, Report]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    run_tool(main, Arguments, DESCRIPTION)
+    run_tool(main, Arguments, __doc__)

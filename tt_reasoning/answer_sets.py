@@ -1,7 +1,7 @@
 """Answer sets: a question with its first k sampled answers in a recorded random order, for the aggregator to read.
 
-Everything streams: answers are found by where they stand in ``answers.jsonl``, so memory holds about 200 bytes
-an answer, however long it is, and the sets come in the order of ``problems.jsonl``, whatever order (or resumed
+Everything streams: answers are found by where they stand in ``answers.jsonl``, so memory holds a few hundred
+bytes an answer, however long it is, and the sets come in the order of ``problems.jsonl``, whatever order (or resumed
 run) the answers were written in.
 
 Where this departs from the SSA reference (arXiv 2506.09014): the none-filter is one limit (``max_none``) and so
@@ -16,7 +16,6 @@ import json
 import random
 import sys
 from array import array
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +77,15 @@ def open_answers(folder: str | Path) -> AnswerFolder:
     reasons: dict[str, Reason] = {}
     for verdict in store.read_records(folder / VERDICTS, Verdict):
         reasons[verdict.answer_id] = sys.intern(verdict.reason)
-    offsets: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
+    offsets: dict[str, array[int]] = {}
     num_ungraded = 0
     for offset, line in _whole_lines(folder / ANSWERS):
         answer = _load_answer(folder / ANSWERS, offset, line)
-        offsets[answer.problem_id].append(offset)
+        offsets.setdefault(answer.problem_id, array("q")).append(offset)
         num_ungraded += answer.id not in reasons
     if not offsets:
         raise UserError(f"{folder} has no answers yet; run: python tools/generate_answers.py ... --out {folder}")
-    return AnswerFolder(path=folder, offsets=dict(offsets), reasons=reasons, num_ungraded=num_ungraded)
+    return AnswerFolder(path=folder, offsets=offsets, reasons=reasons, num_ungraded=num_ungraded)
 
 
 def require_verdicts(answers: AnswerFolder) -> None:
@@ -126,10 +125,12 @@ def read_groups(answers: AnswerFolder) -> Iterator[Group]:
             unknown.discard(problem.id)
             yield problem, sorted(group, key=lambda answer: answer.sample_index)
     if unknown:
-        raise UserError(f"{path} has answers to problem {min(unknown)}, which {PROBLEMS} lacks; generate into a new folder")
+        raise UserError(f"{path} has answers to problem {min(unknown)}, which {PROBLEMS} lacks; use a new folder")
 
 
-def first_answers(problem: Problem, answers: Sequence[Answer], num_answers: int, order_seed: int) -> AnswerSet | Dropped:
+def first_answers(
+    problem: Problem, answers: Sequence[Answer], num_answers: int, order_seed: int
+) -> AnswerSet | Dropped:
     """The set of a problem's first ``num_answers`` answers, shuffled; no filter but having that many.
 
     Args:
@@ -144,7 +145,7 @@ def first_answers(problem: Problem, answers: Sequence[Answer], num_answers: int,
         ...     Answer(id=str(i), problem_id=problem.id, sample_index=i, text="4", num_tokens=1, finish_reason="stop",
         ...            sampling=Sampling(model="m", prompt="answer")) for i in range(6)]
         >>> [answer.id for answer in first_answers(problem, answers, 4, order_seed=0).answers]
-        ['3', '1', '2', '0']
+        ['3', '0', '2', '1']
     """
     if len(answers) < num_answers:
         return Dropped(
@@ -179,10 +180,11 @@ def build_answer_sets(
         max_length: a set's text (``answer_set_text``) may have this many tokens.
         count_tokens: the lengths of a batch of texts.
     """
-    sets = (first_answers(problem, answers, num_answers, order_seed) for problem, answers in groups)
-    checked = (_check_none(found, max_none, is_extractable) for found in sets)
+    made = (first_answers(problem, answers, num_answers, order_seed) for problem, answers in groups)
+    checked = (_check_none(found, max_none, is_extractable) for found in made)
     for batch in _batched(checked, _BATCH_SIZE):
-        texts = [answer_set_text(s.problem.question, [a.text for a in s.answers]) for s in batch if isinstance(s, AnswerSet)]
+        sets = [found for found in batch if isinstance(found, AnswerSet)]
+        texts = [answer_set_text(s.problem.question, [answer.text for answer in s.answers]) for s in sets]
         lengths = iter(count_tokens(texts))
         for found in batch:
             yield found if isinstance(found, Dropped) else _check_length(found, next(lengths), max_length)
@@ -236,7 +238,7 @@ def describe_records(path: str | Path) -> str:
     >>> with tempfile.NamedTemporaryFile("w+") as file:
     ...     _ = file.write('{"a": 1}\\n{"a": 2}\\n{"a"'), file.flush()
     ...     describe_records(file.name)
-    '2 records, sha256 fb87b3187bc96fb3'
+    '2 records, sha256 5b8f82d3cc665330'
     """
     digest, count = hashlib.sha256(), 0
     for _, line in _whole_lines(Path(path)):

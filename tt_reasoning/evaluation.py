@@ -274,7 +274,7 @@ def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> st
     pass@4  29.0
     """
     header, *body = rows
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    widths = [max(2, *(len(row[column]) for row in rows)) for column in range(len(header))]
     right = [bool(body) and all(row[column][:1] in "0123456789-[" for row in body) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

@@ -67,8 +67,9 @@ def generate_answers(
     folder: str | Path,
     chunk_size: int = 64,
     on_progress: Callable[[Counts], None] = lambda counts: None,
+    file_name: str = ANSWERS,
 ) -> Counts:
-    """Append the missing ones of ``num_samples`` answers a problem to ``answers.jsonl``.
+    """Append the missing ones of ``num_samples`` answers a problem to ``folder/file_name``.
 
     Args:
         problems: with distinct ids, as ``keep_problems`` gives them.
@@ -89,7 +90,7 @@ def generate_answers(
         >>> counts.written, counts.tokens
         (3, 12)
     """
-    path = Path(folder) / ANSWERS
+    path = Path(folder) / file_name
     on_disk = {answer.id for answer in read_records(path, Answer)}
     chunks = []
     counts = Counts()

@@ -8,39 +8,28 @@ anew, because samples of one problem are not independent of each other.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
+from tt_reasoning.grading import normalize
+
 Equal = Callable[[str, str], bool]
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:/\d+)?")
-_MAX_NUMBER_CHARACTERS = 100
+_spell = functools.lru_cache(maxsize=4096)(normalize)
 _CELLS_AT_ONCE = 2_000_000  # of the resamples-by-problems table: 16 MB of indices, 16 MB of values
 
 
-@functools.lru_cache(maxsize=65536)
-def _vote_key(answer: str) -> Fraction | str:
-    """What an answer votes for: its number, else its words without regard to case and spacing."""
-    text = " ".join(answer.split()).casefold().rstrip(".")
-    number = text.removeprefix("$").removesuffix("%").strip()
-    if len(number) <= _MAX_NUMBER_CHARACTERS and any(map(str.isdecimal, number)) and _NUMBER.fullmatch(number):
-        try:
-            return Fraction(number.replace(",", ""))
-        except (ValueError, ZeroDivisionError):
-            return text
-    return text
-
-
 def same_answer(a: str, b: str) -> bool:
-    """Whether two extracted answers are one candidate of a vote: equal as words or as numbers.
+    """Whether two extracted answers are one candidate of a vote: the grader spells them alike.
 
-    >>> same_answer("1,200.0", "$1200"), same_answer("0.5", "1/2"), same_answer(" Blue", "blue"), same_answer("2", "3")
-    (True, True, True, False)
+    An equivalence: numbers by value, words without case. Mathematics is compared as text, since a vote
+    over k answers asks this up to k² / 2 times; pass another ``equal`` to the vote for more.
+
+    >>> same_answer("1,200.0", "$1200"), same_answer("0.5", "\\\\frac12"), same_answer("2", "3")
+    (True, True, False)
     """
-    return _vote_key(a) == _vote_key(b)
+    return _spell(a) == _spell(b)
 
 
 def vote_classes(extracted: Sequence[str | None], equal: Equal = same_answer) -> list[list[int]]:

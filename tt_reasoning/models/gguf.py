@@ -22,13 +22,6 @@ from tqdm import tqdm
 from tt_reasoning.errors import UserError
 from tt_reasoning.store import write_atomic, write_json
 
-# GGUF's name for a pre-tokenizer → how text is cut before the merges run.
-_PRE_TOKENIZERS = {
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-}
 _TENSORS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -132,14 +125,16 @@ def build_config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def build_tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    """The byte-level BPE tokenizer that a GGUF describes; its control tokens are special, never split."""
-    kind, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or cut not in _PRE_TOKENIZERS:
-        raise UserError(f"GGUF tokenizer {kind!r}/{cut!r} is unknown; known: gpt2 with {', '.join(_PRE_TOKENIZERS)}")
+    """SmolLM's byte-level BPE: digits stand alone, control tokens are special and never split."""
+    kind = (fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise UserError(f"GGUF tokenizer {kind} is unknown; only ('gpt2', 'smollm') is known")
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(BPE(vocab={token: id_ for id_, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[cut]()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     types = zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
     tokenizer.add_tokens([

@@ -121,7 +121,7 @@ def load_problems(
 
     Example:
         >>> [p.reference for p in load_problems("quickstart", "test", limit=3)]
-        ['7', '39', '50']
+        ['7', '8', '39']
     """
     if dataset not in SOURCES:
         raise unknown_name("dataset", dataset, SOURCES)
