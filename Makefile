@@ -4,8 +4,10 @@
 # make quickstart  the same, then questions → answers → a trained, evaluated aggregator
 
 # A Python that can make the environment: 3.11 or later; name another with PYTHON=...
-PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+endif
 
 .PHONY: install test lint quickstart
 

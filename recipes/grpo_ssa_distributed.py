@@ -231,9 +231,10 @@ def score(run: Run, example: RLExample, completions: list[Completion]) -> Group:
     verdicts = [run.grader.grade(text, example.reference, example.kind) for text in texts]
     parts = [run.reward(text, example.reference, v) for text, v in zip(texts, verdicts, strict=True)]
     rewards_G = torch.tensor(
-        [math.nan if v.correct is None else sum(p.values()) for v, p in zip(verdicts, parts, strict=True)]
+        [math.nan if v.correct is None else sum(p.values()) for v, p in zip(verdicts, parts, strict=True)],
+        dtype=torch.float64,
     )
-    return Group(example, completions, verdicts, parts, rewards_G, group_advantages(rewards_G))
+    return Group(example, completions, verdicts, parts, rewards_G, group_advantages(rewards_G).float())
 
 
 def update(run: Run, groups: list[Group], watch: Stopwatch) -> dict[str, float]:

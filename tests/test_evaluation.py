@@ -136,6 +136,7 @@ def test_the_description_says_every_number() -> None:
     assert "majority@3: 1 ties, 1 without a vote" in text
     assert "3 selected (100.0 % correct), 1 synthesised (100.0 % correct), 0 no answer; 10 tokens" in text
     assert "100.0 % cut" in text
+    assert "aggregator: the same on every problem, so the interval is a point" in text
 
 
 def test_a_table_is_aligned_in_text_and_in_markdown() -> None:

@@ -111,7 +111,8 @@ def _build(args: Arguments) -> Iterator[Kept | Dropped]:
     answers = open_answers(args.answers)
     require_verdicts(answers)
     require_samples(answers, args.num_answers)
-    groups = tqdm(read_groups(answers), total=len(answers.offsets), unit="problem", desc="answer sets")
+    count_tokens = load_token_counter(args.tokenizer)
+    groups = tqdm(read_groups(answers), total=len(answers.offsets), unit="problem", desc="answer sets", disable=None)
     return build_answer_sets(
         groups,
         num_answers=args.num_answers,
@@ -119,7 +120,7 @@ def _build(args: Arguments) -> Iterator[Kept | Dropped]:
         max_none=args.max_none,
         is_extractable=lambda answer: answers.reasons[answer.id] != "no_answer",
         max_length=args.max_length,
-        count_tokens=load_token_counter(args.tokenizer),
+        count_tokens=count_tokens,
     )
 
 

@@ -208,7 +208,10 @@ def aggregate(
         def start_engine() -> Engine:
             return open_engine(args.engine, args.aggregator, dtype=args.dtype, max_model_len=args.max_model_len)
 
-        generate_answers(asked, sampling, 1, start_engine, prompt, out, on_progress=show, file_name=AGGREGATED)
+        counts = generate_answers(
+            asked, sampling, 1, start_engine, prompt, out, on_progress=show, file_name=AGGREGATED
+        )
+    print(f"aggregator: {counts.written} answers written, {counts.resumed} were there\n")
     by_id = {answer.id: answer for answer in store.read_records(out / AGGREGATED, Answer)}
     finals = {problem.id: by_id[sampling.answer_id(problem.id, 0)] for problem in asked}
     verdicts = grade_finals([s.problem for s in sets], finals, prompt.prefill, out / AGGREGATED_VERDICTS)

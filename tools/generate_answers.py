@@ -4,18 +4,18 @@ The run is repeatable from its seed and can be killed at any moment: the same co
 missing, and ends with the same file. A higher --num-samples or --limit adds to a finished folder. Writes
 problems.jsonl, answers.jsonl and manifest.json; tools/check_answers.py grades them.
 
-    python tools/generate_answers.py --engine vllm --model models/smollm2-135m --dataset gsm8k --split test \
-        --limit 8 --num-samples 4 --max-new-tokens 128 --out answers/demo
+Example: python tools/generate_answers.py --model models/smollm2-135m --dataset gsm8k --limit 8 --out answers/demo
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Literal
 
 from tqdm import tqdm
 
 from tt_reasoning.engines import check_engine, open_engine
-from tt_reasoning.engines.base import Engine
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Counts, generate_answers, keep_problems
 from tt_reasoning.problems import load_problems
@@ -30,7 +30,7 @@ class Arguments:
     model: str
     """Hugging Face model folder or Hub name (a JSON file for the scripted engine)."""
     dataset: str
-    """Benchmark: gsm8k, math, math500, asdiv, svamp, mawps or quickstart."""
+    """Benchmark in tt_reasoning/problems, such as gsm8k; quickstart ships with the package."""
     out: str
     """Folder of the run."""
     split: str = "test"
@@ -61,22 +61,24 @@ class Arguments:
     """Seed of the run; each answer has its own from it."""
     chunk_size: int = 64
     """Problems asked at once; answers reach the disk after each chunk."""
-    dtype: str | None = None
-    """Arithmetic of the model, such as bfloat16; the engine's own choice unless given."""
+    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Arithmetic of the model; the engine's own choice unless given."""
     max_model_len: int | None = None
     """Most tokens of a prompt with its answer; the engine's own choice unless given."""
     tensor_parallel_size: int | None = None
     """GPUs that share the model; 1 unless given."""
 
 
-# What a run may have more of when its command is given again; everything else makes another run.
-_GROWING = ("limit", "num_samples", "out")
+_ENGINE_OPTIONS = ("revision", "dtype", "max_model_len", "tensor_parallel_size")
+# May change when the command is given again: how many answers, and what no answer depends on.
+_NOT_IDENTITY = ("limit", "num_samples", "max_model_len", "out")
 
 
 def main(args: Arguments) -> str:
     _check_numbers(args)
     prompt = get_prompt(args.prompt)
-    check_engine(args.engine, args.model)
+    options = {name: getattr(args, name) for name in _ENGINE_OPTIONS}
+    check_engine(args.engine, args.model, **options)
     problems = load_problems(
         args.dataset, args.split, data_files=args.data_files, limit=args.limit, start=args.start
     )
@@ -91,17 +93,7 @@ def main(args: Arguments) -> str:
         seed=args.seed,
     )
 
-    def start_engine() -> Engine:
-        return open_engine(
-            args.engine,
-            args.model,
-            revision=args.revision,
-            dtype=args.dtype,
-            max_model_len=args.max_model_len,
-            tensor_parallel_size=args.tensor_parallel_size,
-        )
-
-    identity = {name: value for name, value in asdict(args).items() if name not in _GROWING}
+    identity = {name: value for name, value in asdict(args).items() if name not in _NOT_IDENTITY}
     with open_run(args.out, "generate_answers", identity) as folder:
         keep_problems(folder, problems)
         with tqdm(total=len(problems) * args.num_samples, unit="answer") as bar:
@@ -111,6 +103,7 @@ def main(args: Arguments) -> str:
                 bar.n = counts.resumed + counts.written
                 bar.set_postfix_str(f"{counts.resumed} resumed")
 
+            start_engine = partial(open_engine, args.engine, args.model, **options)
             counts = generate_answers(
                 problems, sampling, args.num_samples, start_engine, prompt, folder, args.chunk_size, show
             )
@@ -145,4 +138,4 @@ def _summary(counts: Counts, out: str) -> str:
 
 
 if __name__ == "__main__":
-    run_tool(main, Arguments, description=__doc__)
+    run_tool(main, Arguments, __doc__)

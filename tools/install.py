@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -33,15 +34,21 @@ class InstallError(Exception):
 
 def main() -> int:
     """Bring ``.venv`` up to date; returns the exit status."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (a user's older Python may start this file)
         print(f"error: Python {sys.version.split()[0]} is too old; run make install PYTHON=python3.11", file=sys.stderr)
         return 2
     extra = "gpu" if has_nvidia_gpu() else "cpu"
     VENV.mkdir(exist_ok=True)
     with (VENV / "install.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        # pip inherits the lock: killed alone, this process leaves a pip that the next one must wait for.
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for the set-up that is running already")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if STAMP.exists() and STAMP.read_text() == fingerprint(extra):
-            print(f"install: .venv is up to date ({extra})")
+            say(f".venv is up to date ({extra})")
             return 0
         try:
             install(extra)
@@ -75,11 +82,22 @@ def install(extra: str) -> None:
         run("creating .venv", sys.executable, "-m", "venv", str(VENV))
     if not succeeds("-c", "import sys; sys.exit(sys.version_info < (3, 11))"):
         raise InstallError(f"{VENV} holds a Python before 3.11; delete that folder and run again")
+    forget_interrupted()
     install_torch(extra)
     run("installing the project and what it needs", str(PYTHON), *PIP_INSTALL, "-e", f"{ROOT}[{extra},dev]")
     remove_broken_torchvision()
     run("importing torch, torchtune and vllm", str(PYTHON), "-c", "import torch, torchtune, vllm")
     say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def forget_interrupted() -> None:
+    """Remove the record of packages whose installation was cut off, so that pip installs them again.
+
+    pip writes INSTALLER behind a package's files: without it some of them may be missing.
+    """
+    for record in VENV.glob("lib/python*/site-packages/*.dist-info"):
+        if not (record / "INSTALLER").exists():
+            shutil.rmtree(record)
 
 
 def install_torch(extra: str) -> None:
@@ -118,7 +136,9 @@ def run(title: str, *command: str) -> None:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
         began = log.tell()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, close_fds=False
+        )
         start = time.monotonic()
         while True:
             try:
@@ -137,10 +157,10 @@ def run(title: str, *command: str) -> None:
 
 
 def output(began: int) -> list[str]:
-    """The log's lines from a position on, blank ones left out."""
+    """The log's lines from a position on, without blank ones and pip's warnings about its indexes."""
     with LOG.open(errors="replace") as log:
         log.seek(began)
-        return [line.strip() for line in log if line.strip()]
+        return [line.strip() for line in log if line.strip() and not line.startswith("WARNING")]
 
 
 def say(text: str) -> None:

@@ -17,16 +17,16 @@ run python tools/get_model.py --name smollm2-135m --out $model
 
 for split in train test; do
     run python tools/generate_answers.py --engine vllm --model $model --dataset quickstart --split $split \
-        --num-samples 4 --max-new-tokens 128 --seed 1 --out $home/answers/$split
+        --prompt few_shot --num-samples 4 --max-new-tokens 64 --seed 1 --out $home/answers/$split
     run python tools/check_answers.py --answers $home/answers/$split
 done
 
 run python tools/concat_answers.py --answers $home/answers/train --num-answers 4 --max-length 2000 \
-    --tokenizer $model --max-none 4 --out $home/sets --plot $home/set_lengths.png
+    --tokenizer $model --out $home/sets --plot $home/set_lengths.png
 run tune run grpo_ssa_distributed --config configs/135M_rl_cpu.yaml dataset.source=$home/sets \
-    output_dir=$home/aggregator max_steps=8
-run python tools/evaluate.py --answers $home/answers/test --aggregator $home/aggregator/step_8 --num-answers 4 \
-    --out $home/results/trained
+    output_dir=$home/aggregator max_steps=16
+run python tools/evaluate.py --answers $home/answers/test --aggregator $home/aggregator/step_16 --num-answers 4 \
+    --max-new-tokens 24 --out $home/results/trained
 run python tools/show_results.py --results $home/results --plot $home/results.png
 
 printf '\nquickstart: done in %d min %d s after the set-up; plots: %s %s\n' \

@@ -72,11 +72,11 @@ def find_parts() -> list[Part]:
 def list_parts() -> str:
     """The listing: each recipe with the configs that start it, then the tools."""
     parts = find_parts()
-    width = max(len(part.name) for part in parts) + 4
     by_recipe: dict[str, list[Part]] = {part.name: [] for part in parts if part.kind == "recipe"}
     for part in parts:
         if part.kind == "config":
             by_recipe.setdefault(part.recipe() or "(no recipe)", []).append(part)
+    width = max(map(len, [*by_recipe, *(part.name for part in parts)])) + 4
     about = {part.name: part.describe() for part in parts if part.kind == "recipe"}
     lines = ["recipes, and the configs for them"]
     for recipe, configs in by_recipe.items():

@@ -148,9 +148,10 @@ def _parse_arguments(description: str) -> DictConfig:
         yaml_args, overrides = parser.parse_known_args()
         return _merge_yaml_and_cli_args(yaml_args, overrides)
     except FileNotFoundError as error:
-        name = Path(error.filename).stem
+        file = Path(error.filename)
+        shown, name = (file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file), file.stem
         raise UserError(
-            f"no such config: {error.filename}; list the packaged ones with: tt-reasoning ls, "
+            f"no such config: {shown}; list the packaged ones with: tt-reasoning ls, "
             f"and copy one here with: tt-reasoning cp {name} ."
         ) from None
     except (ValueError, OmegaConfBaseException, YAMLError, OSError) as error:

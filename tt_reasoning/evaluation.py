@@ -209,6 +209,9 @@ def describe(evaluation: Evaluation | Report) -> str:
     for result in evaluation.results:
         rows.append([result.method, percent(result.value), interval(result), str(result.num_problems)])
     lines = [format_table(rows), ""]
+    points = [result.method for result in evaluation.results if result.low == result.high]
+    if points:
+        lines.append(f"{', '.join(points)}: the same on every problem, so the interval is a point and says too little")
     for found in evaluation.differences:
         lines.append(
             f"{found.method} - {found.baseline}: {100 * found.difference:+.1f} points "

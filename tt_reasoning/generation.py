@@ -36,26 +36,21 @@ class Counts:
     seconds: float = 0.0
 
 
-def keep_problems(folder: str | Path, problems: Sequence[Problem]) -> list[Problem]:
-    """The distinct problems, stored as ``problems.jsonl``; a question that occurs twice is asked once.
+def keep_problems(folder: str | Path, problems: Sequence[Problem]) -> None:
+    """Store the problems as ``problems.jsonl``.
 
-    The file may hold the beginning of ``problems`` (then it grows) or more than them (then it stays).
+    The file may hold their beginning already (then it grows) or more than them (then it stays).
 
     Raises:
         UserError: the folder holds other problems.
     """
     path = Path(folder) / PROBLEMS
-    distinct: dict[str, Problem] = {}
-    for problem in problems:
-        distinct.setdefault(problem.id, problem)
-    asked = list(distinct.values())
     kept = list(read_records(path, Problem))
-    for number, (old, new) in enumerate(zip(kept, asked, strict=False), 1):
+    for number, (old, new) in enumerate(zip(kept, problems, strict=False), 1):
         if old != new:
             raise UserError(f"{path}:{number}: another problem than the one asked now; name a new folder")
-    if len(asked) > len(kept):
-        write_records(path, asked)
-    return asked
+    if len(problems) > len(kept):
+        write_records(path, problems)
 
 
 def generate_answers(
@@ -72,7 +67,7 @@ def generate_answers(
     """Append the missing ones of ``num_samples`` answers a problem to ``folder/file_name``.
 
     Args:
-        problems: with distinct ids, as ``keep_problems`` gives them.
+        problems: with distinct ids, as ``load_problems`` gives them.
         start_engine: called once, and only when an answer is missing; the engine is closed at the end.
         chunk_size: problems in one engine call; like the sampling, it must be the same on resume.
         on_progress: called at the start and behind every chunk.
@@ -81,7 +76,9 @@ def generate_answers(
         UserError: a line of the file is malformed.
 
     Example:
-        >>> import tempfile; from tt_reasoning.engines.scripted import ScriptedEngine; from tt_reasoning.prompts import *
+        >>> import tempfile
+        >>> from tt_reasoning.engines.scripted import ScriptedEngine
+        >>> from tt_reasoning.prompts import get_prompt
         >>> problem = Problem(source="demo", split="test", question="2 + 2?", reference="4")
         >>> engine = ScriptedEngine({"answers": {"2 + 2?": ["The Answer is: 4"]}})
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -154,7 +154,8 @@ def _is_short_line(text: str) -> bool:
 
 def _is_formula(line: str) -> bool:
     """Whether a line is a number, a unit allowed, or mathematics without words."""
-    words = re.search(r"[^\W\d_]{3}", re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z .()]*\})?", "", line))
+    without_commands = re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z .()]*\})?", "", line)
+    words = re.search(r"[^\W\d_]{3}|[^\W\d_]{2}\s|\s[^\W\d_]{2}\b|[^\W\d_]:", without_commands)
     symbols = re.search(r"\w", line) and re.search(r"[0-9\\+*/^=-]", line)
     return _read_number(_plain(line)) is not None or bool(symbols and not words)
 

@@ -67,6 +67,69 @@ _SSA_NO_THINK = (
     "Assistant: "
 )
 
+_SSA_FEW_SHOT = """Each question comes with proposed answers. Compare them and give the final answer alone.
+
+Question: A shelf holds 8 red books and 5 blue books. How many books are on the shelf?
+
+Below are the proposed answers:
+
+Answer 1:
+8 + 5 = 13
+#### 13
+
+Answer 2:
+8 - 5 = 3
+#### 3
+
+Answer 3:
+8 + 5 = 13
+#### 13
+
+Final answer: <answer>13</answer>
+
+Question: A ticket costs 6 dollars. How much do 7 tickets cost in dollars?
+
+Below are the proposed answers:
+
+Answer 1:
+6 + 7 = 13
+#### 13
+
+Answer 2:
+7 * 6 = 42
+#### 42
+
+Answer 3:
+6 * 7 = 42
+#### 42
+
+Final answer: <answer>42</answer>
+
+{question}
+
+Final answer: """
+
+_FEW_SHOT = """Solve each problem. Write the calculation, then #### and the answer.
+
+Question: A shelf holds 8 red books and 5 blue books. How many books are on the shelf?
+Answer: 8 + 5 = 13
+#### 13
+
+Question: Nadia had 30 stickers and gave 12 of them to her brother. How many stickers does she have left?
+Answer: 30 - 12 = 18
+#### 18
+
+Question: A ticket costs 6 dollars. How much do 7 tickets cost in dollars?
+Answer: 6 * 7 = 42
+#### 42
+
+Question: A baker puts 48 rolls equally into 6 bags and sells 2 of the bags. How many rolls are left?
+Answer: 48 / 6 = 8, 6 - 2 = 4, 8 * 4 = 32
+#### 32
+
+Question: {question}
+Answer:"""
+
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
@@ -85,8 +148,12 @@ PROMPTS: dict[str, Prompt] = {
             system="Think step by step, then choose. End your reply with 'The Answer is:' and one letter.",
             user="{question}",
         ),
+        # For base and very small models: four worked word problems, so that answers are short and marked.
+        Prompt(name="few_shot", user=_FEW_SHOT, chat=False, stop=("\n\n",)),
         Prompt(name="ssa", user=_SSA, chat=False, prefill="<think>", stop=("</answer>",)),
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
+        # For very small models, which follow an example better than an instruction.
+        Prompt(name="ssa_few_shot", user=_SSA_FEW_SHOT, chat=False, prefill="<answer>", stop=("</answer>",)),
     )
 }
 

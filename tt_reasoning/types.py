@@ -78,6 +78,10 @@ class Sampling:
     max_new_tokens: int = 1024
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):  # 1 and 1.0 are one sampling: ids are digests of what is written
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     def request_seed(self, problem_id: str, sample_index: int) -> int:
         """The seed of one sample, in [0, 2**31): independent of order, batch and earlier runs."""
         return seed_of(self.seed, problem_id, sample_index)

@@ -28,24 +28,31 @@ def open_engine(name: str, model: str, **options: object) -> Engine:
         ...
         tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: scripted, tune, vllm
     """
-    check_engine(name, model)
-    module, _, attribute = ENGINES[name].partition(":")
-    engine = getattr(importlib.import_module(module), attribute)
-    given = {option: value for option, value in options.items() if value is not None}
-    known = set(inspect.signature(engine).parameters) - {"model"}
-    for option in given.keys() - known:
-        raise unknown_name(f"option of engine {name}", option, known)
-    return engine(model, **given)
+    check_engine(name, model, **options)
+    return _engine_class(name)(model, **{option: value for option, value in options.items() if value is not None})
 
 
-def check_engine(name: str, model: str) -> None:
-    """Raise UserError for an unknown engine or a model that cannot be one; loads and imports nothing.
+def check_engine(name: str, model: str, **options: object) -> None:
+    """Raise the UserErrors of ``open_engine`` without loading the model.
 
     A model is a Hugging Face folder or a Hub name; a path whose parent exists here is never taken for
     a Hub name. The scripted engine's model is a file.
     """
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
+    _check_model(name, model)
+    known = inspect.signature(_engine_class(name)).parameters.keys() - {"model"}
+    for option, value in options.items():
+        if value is not None and option not in known:
+            raise unknown_name(f"option of engine {name}", option, known)
+
+
+def _engine_class(name: str) -> type[Engine]:
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _check_model(name: str, model: str) -> None:
     path = Path(model)
     if name == "scripted":
         if not path.is_file():

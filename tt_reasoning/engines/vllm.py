@@ -18,11 +18,19 @@ from typing import Any
 from tqdm import tqdm
 
 from tt_reasoning.engines.base import Completion, Request
-from tt_reasoning.errors import UserError
+from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.prompts import Rendered
 
-# A CPU has no measured limit of its own: long enough for a set of answers, small enough for its memory.
-_CPU_MAX_MODEL_LEN = 8192
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# Read by vLLM and its libraries when they load; what the user has set is left alone.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a scheduler in another process batches by arrival time
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about the choices made below
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB
+    "GOMP_SPINCOUNT": "5000",  # threads that spin for long are several times slower beside another program
+}
+# Prefill tokens of one step on a CPU, and the longest sequence there: enough for a set of answers.
+_CPU_TOKENS = 8192
 
 
 class VllmEngine:
@@ -31,15 +39,15 @@ class VllmEngine:
     Args:
         model: a Hugging Face folder or a Hub name.
         revision: of a Hub model.
-        dtype: of weights and arithmetic, by torch's name.
+        dtype: of weights and arithmetic: ``bf16``, ``fp16`` or ``fp32``.
         max_model_len: most tokens of a prompt with its completion; None is the model's own, on a CPU at
-            most 8192.
+            most 8192. It refuses what is longer and changes no completion.
         tensor_parallel_size: how many GPUs share the model.
         gpu_memory_utilization: share of a GPU's memory for weights and cache; None is vLLM's default. A
             CPU keeps VLLM_CPU_KVCACHE_SPACE GiB of cache instead (4 unless set).
 
     Raises:
-        UserError: vLLM is not installed.
+        UserError: vLLM is not installed, or an unknown dtype.
 
     Example:
         >>> engine = VllmEngine("models/smollm2-135m")  # doctest: +SKIP
@@ -52,7 +60,7 @@ class VllmEngine:
         model: str,
         *,
         revision: str | None = None,
-        dtype: str = "bfloat16",
+        dtype: str = "bf16",
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float | None = None,
@@ -61,23 +69,28 @@ class VllmEngine:
             raise UserError(
                 'vLLM is not installed: pip install "tt-reasoning[cpu]", or "tt-reasoning[gpu]" with a GPU'
             )
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+        if dtype not in _DTYPES:
+            raise unknown_name("dtype", dtype, _DTYPES)
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         from vllm import LLM, EngineArgs
         from vllm.platforms import current_platform
 
-        options: dict[str, Any] = {"revision": revision, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size}
+        options: dict[str, Any] = {
+            "revision": revision,
+            "dtype": _DTYPES[dtype],
+            "tensor_parallel_size": tensor_parallel_size,
+        }
         if gpu_memory_utilization is not None:
             options["gpu_memory_utilization"] = gpu_memory_utilization
         if current_platform.is_cpu():
             own = EngineArgs(model=model, **options).create_model_config().max_model_len
-            max_model_len = max_model_len or min(own, _CPU_MAX_MODEL_LEN)
+            max_model_len = max_model_len or min(own, _CPU_TOKENS)
             # A seeded request whose prefill is split over two steps kills the engine on a CPU.
             options |= {
                 "enforce_eager": True,
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max_model_len,
+                "max_num_batched_tokens": max(max_model_len, _CPU_TOKENS),
             }
         self._llm = LLM(model=model, max_model_len=max_model_len, enable_prefix_caching=True, **options)
         self._tokenizer = self._llm.get_tokenizer()

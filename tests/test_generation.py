@@ -1,0 +1,154 @@
+"""The loop behind generate_answers: whatever a kill leaves on disk, the run ends with the same file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.engines.scripted import ScriptedEngine
+from tt_reasoning.errors import UserError
+from tt_reasoning.generation import Counts, generate_answers, keep_problems
+from tt_reasoning.prompts import get_prompt
+from tt_reasoning.store import read_records
+from tt_reasoning.types import Answer, Problem, Sampling
+
+PROBLEMS = [Problem(source="demo", split="test", question=f"{n} + 1?", reference=str(n + 1)) for n in range(5)]
+SAMPLING = Sampling(model="script", prompt="answer", max_new_tokens=6, seed=3)
+
+
+class TogetherEngine:
+    """Its completions depend on all that is asked in one call, as a GPU's rounding may."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[Request]] = []
+        self.closed = False
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.calls.append(list(requests))
+        call = hashlib.sha256(repr(requests).encode()).hexdigest()[:8]
+        return [Completion(text=f"{call} {r.seed}\n", num_tokens=3, finish_reason="stop") for r in requests]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def answer(folder: Path, num_problems: int = 5, num_samples: int = 3, engine: object = None) -> Counts:
+    folder.mkdir(exist_ok=True)
+    engine = engine or TogetherEngine()
+    problems = PROBLEMS[:num_problems]
+    return generate_answers(problems, SAMPLING, num_samples, lambda: engine, get_prompt("answer"), folder, 2)
+
+
+def test_a_run_killed_at_any_byte_ends_with_the_same_file(tmp_path: Path) -> None:
+    answer(tmp_path / "whole")
+    whole = (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    assert len(whole.splitlines()) == 15
+    for cut in range(0, len(whole), 41):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "answers.jsonl").write_bytes(whole[:cut])
+        counts = answer(folder)
+        assert (folder / "answers.jsonl").read_bytes() == whole
+        assert counts.resumed == whole[:cut].count(b"\n") and counts.resumed + counts.written == 15
+
+
+def test_only_chunks_with_missing_answers_are_asked_and_each_whole(tmp_path: Path) -> None:
+    answer(tmp_path)
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:8]))
+    engine = TogetherEngine()
+    answer(tmp_path, engine=engine)
+    assert [len(call) for call in engine.calls] == [6, 3]
+    assert engine.closed
+
+
+def test_a_complete_run_starts_no_engine(tmp_path: Path) -> None:
+    answer(tmp_path)
+
+    def refuse() -> TogetherEngine:
+        raise AssertionError("the engine was started")
+
+    counts = generate_answers(PROBLEMS, SAMPLING, 3, refuse, get_prompt("answer"), tmp_path, 2)
+    assert (counts.resumed, counts.written) == (15, 0)
+
+
+def test_more_samples_and_problems_are_added_and_old_answers_stay(tmp_path: Path) -> None:
+    answer(tmp_path, num_problems=3, num_samples=2)
+    old = (tmp_path / "answers.jsonl").read_bytes()
+    assert answer(tmp_path, num_problems=5, num_samples=3).written == 15 - 6
+    assert (tmp_path / "answers.jsonl").read_bytes().startswith(old)
+    asked = {(p.id, index) for p in PROBLEMS for index in range(3)}
+    assert {(a.problem_id, a.sample_index) for a in read_records(tmp_path / "answers.jsonl", Answer)} == asked
+
+
+def test_an_answer_records_how_it_was_drawn(tmp_path: Path) -> None:
+    def reply(request: Request) -> str:
+        return json.dumps([request.prompt[-1]["content"], request.seed, request.temperature])
+
+    answer(tmp_path, engine=ScriptedEngine(reply))
+    for found in read_records(tmp_path / "answers.jsonl", Answer):
+        problem = next(p for p in PROBLEMS if p.id == found.problem_id)
+        seed = SAMPLING.request_seed(problem.id, found.sample_index)
+        assert found.text == json.dumps([problem.question, seed, 0.7])
+        assert found.sampling == SAMPLING
+        assert found.id == SAMPLING.answer_id(problem.id, found.sample_index)
+
+
+def test_a_prompts_stop_strings_reach_the_engine(tmp_path: Path) -> None:
+    engine = TogetherEngine()
+    generate_answers(PROBLEMS, SAMPLING, 1, lambda: engine, get_prompt("ssa"), tmp_path)
+    assert {request.stop for call in engine.calls for request in call} == {("</answer>",)}
+
+
+def test_cut_answers_and_tokens_are_counted(tmp_path: Path) -> None:
+    texts = ["one two three", "one two three four five six seven"]
+    engine = ScriptedEngine(lambda request: texts["4 + 1?" in str(request.prompt)])
+    counts = answer(tmp_path, engine=engine)
+    assert (counts.cut, counts.tokens) == (3, 12 * 3 + 3 * 6)
+
+
+def test_progress_is_told_at_the_start_and_with_every_chunk_on_disk(tmp_path: Path) -> None:
+    seen = []
+
+    def note(counts: Counts) -> None:
+        path = tmp_path / "answers.jsonl"
+        seen.append((counts.written, len(path.read_bytes().splitlines()) if path.exists() else 0))
+
+    generate_answers(PROBLEMS, SAMPLING, 3, TogetherEngine, get_prompt("answer"), tmp_path, 2, note)
+    assert seen == [(0, 0), (6, 6), (12, 12), (15, 15)]
+
+
+def test_the_engine_is_closed_when_it_fails(tmp_path: Path) -> None:
+    engine = TogetherEngine()
+    engine.generate = lambda requests: [][0]
+    with pytest.raises(IndexError):
+        answer(tmp_path, engine=engine)
+    assert engine.closed
+
+
+def test_a_malformed_line_is_refused_with_file_and_line_and_nothing_is_written(tmp_path: Path) -> None:
+    answer(tmp_path)
+    path = tmp_path / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b'{"id": 1}\n', *lines[4:9]]))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"answers\.jsonl:4: not a Answer record"):
+        answer(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_problems_grow_never_shrink_and_never_change(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    keep_problems(tmp_path, PROBLEMS[:2])
+    keep_problems(tmp_path, PROBLEMS[:4])
+    assert list(read_records(path, Problem)) == PROBLEMS[:4]
+    keep_problems(tmp_path, PROBLEMS[:1])
+    assert list(read_records(path, Problem)) == PROBLEMS[:4]
+    with pytest.raises(UserError, match=r"problems\.jsonl:1: another problem"):
+        keep_problems(tmp_path, PROBLEMS[1:])
+    assert list(read_records(path, Problem)) == PROBLEMS[:4]

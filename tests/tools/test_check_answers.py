@@ -1,0 +1,138 @@
+"""The tool as it is run: what it writes, that it grades once, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tt_reasoning import store
+from tt_reasoning.types import Answer, Problem, Sampling, Verdict
+
+ROOT = Path(__file__).parents[2]
+PROBLEMS = [
+    Problem(source="tiny", split="test", question="2 + 2?", reference="4"),
+    Problem(source="tiny", split="test", question="Double k + 1.", reference="2k+2"),
+    Problem(source="tiny", split="test", question="?", reference="{"),
+]
+TEXTS = [["The Answer is: 4", "The Answer is: 5", "So it is 4."], ["\\boxed{2(k+1)}"], ["\\boxed{\\pi}"]]
+REASONS = ["match", "mismatch", "no_answer", "match", "bad_reference"]
+
+
+def make_answer(number: int, index: int, text: str, prompt: str = "answer") -> Answer:
+    sampling = Sampling(model="tiny", prompt=prompt)
+    problem_id = PROBLEMS[number].id
+    return Answer(
+        id=sampling.answer_id(problem_id, index), problem_id=problem_id, sample_index=index, text=text,
+        num_tokens=1, finish_reason="stop", sampling=sampling,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "demo"
+    with store.open_run(path, "generate_answers", {"seed": 1}):
+        store.write_records(path / "problems.jsonl", PROBLEMS)
+        answers = [make_answer(n, i, text) for n, texts in enumerate(TEXTS) for i, text in enumerate(texts)]
+        store.append_records(path / "answers.jsonl", answers)
+    return path
+
+
+def check(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools/check_answers.py"), "--answers", folder.name, *options]
+    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=120)
+
+
+def reasons(folder: Path) -> list[str]:
+    return [verdict.reason for verdict in store.read_records(folder / "verdicts.jsonl", Verdict)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def assert_refused(folder: Path, *options: str, says: str) -> None:
+    before = contents(folder) if folder.exists() else None
+    done = check(folder, *options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert before == (contents(folder) if folder.exists() else None)
+
+
+def test_every_answer_gets_its_verdict_and_the_summary_counts_them(folder: Path) -> None:
+    done = check(folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "graded 5 answers: 2 match, 1 mismatch, 1 no_answer, 1 bad_reference; "
+        "accuracy 50.0 % of 4 judged -> demo/verdicts.jsonl\n"
+    )
+    assert reasons(folder) == REASONS
+    answers = store.read_records(folder / "answers.jsonl", Answer)
+    verdicts = store.read_records(folder / "verdicts.jsonl", Verdict)
+    assert [answer.id for answer in answers] == [verdict.answer_id for verdict in verdicts]
+    assert json.loads((folder / "verdicts.json").read_text())["arguments"] == {"timeout_s": 5.0, "fallback": "none"}
+
+
+def test_only_what_has_no_verdict_is_graded(folder: Path) -> None:
+    check(folder)
+    path = folder / "verdicts.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    marked = lines[1].replace("mismatch", "timeout").replace("false", "null")  # shows that it is not graded again
+    path.write_text(lines[0] + marked + lines[2] + lines[3][:20])  # a kill tore the fourth
+    assert check(folder, "--num-workers", "2").returncode == 0
+    assert path.read_text() == lines[0] + marked + lines[2] + lines[3] + lines[4]
+    before = contents(folder)
+    assert check(folder).stdout.startswith("graded 5 answers: ")
+    assert contents(folder) == before
+
+
+def test_a_completion_is_read_from_its_prefill_on(folder: Path) -> None:
+    store.append_records(folder / "answers.jsonl", [make_answer(0, 0, "4</answer>", prompt="ssa_no_think")])
+    check(folder)
+    assert reasons(folder) == [*REASONS, "match"]
+
+
+def test_other_settings_want_regrade_and_then_replace_all(folder: Path) -> None:
+    check(folder)
+    assert_refused(folder, "--fallback", "last_number", says="pass --regrade")
+    assert_refused(folder, "--timeout-s", "9", says="--timeout-s 5.0 --fallback none, now --timeout-s 9.0")
+    done = check(folder, "--fallback", "last_number", "--regrade")
+    assert done.returncode == 0, done.stderr
+    assert reasons(folder) == ["match", "mismatch", "match", "match", "bad_reference"]
+    assert check(folder, "--fallback", "last_number").returncode == 0
+
+
+def test_verdicts_of_unknown_settings_want_regrade(folder: Path) -> None:
+    check(folder)
+    (folder / "verdicts.json").unlink()
+    assert_refused(folder, says="pass --regrade")
+    assert check(folder, "--regrade").returncode == 0
+    assert check(folder).returncode == 0
+
+
+def test_mistakes_are_named_in_one_line(folder: Path, tmp_path: Path) -> None:
+    assert_refused(tmp_path / "none", says="no such folder: none")
+    (tmp_path / "other").mkdir()
+    assert_refused(tmp_path / "other", says="manifest.json")
+    assert_refused(folder, "--num-workers", "0", says="--num-workers 0: give at least 1")
+    assert_refused(folder, "--timeout-s", "0", says="--timeout-s 0")
+    store.write_records(folder / "problems.jsonl", PROBLEMS[1:])
+    assert_refused(folder, says=f"belongs to problem {PROBLEMS[0].id}")
+    (folder / "problems.jsonl").unlink()
+    assert_refused(folder, says="has no problems.jsonl")
+
+
+def test_a_folder_without_answers_is_refused(folder: Path) -> None:
+    (folder / "answers.jsonl").unlink()
+    assert_refused(folder, says="has no answers yet")
+
+
+def test_a_malformed_answer_is_named_by_file_and_line(folder: Path) -> None:
+    with (folder / "answers.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert_refused(folder, says="answers.jsonl:6")
