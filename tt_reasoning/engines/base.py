@@ -15,7 +15,8 @@ class Request:
     """One completion to draw: a rendered prompt and everything that decides its tokens.
 
     ``temperature = 0`` is greedy; ``top_k = 0`` means no limit; ``stop`` strings end a completion and
-    stay in its text. The same request gives the same completion, whatever is asked beside it.
+    stay in its text. The same list of requests gives the same completions; the native engine gives a request
+    its completion whatever is asked beside it, vLLM does not quite.
     """
 
     prompt: Rendered

@@ -50,9 +50,7 @@ class VllmEngine:
         UserError: vLLM is not installed, or an unknown dtype.
 
     Example:
-        >>> engine = VllmEngine("models/smollm2-135m")  # doctest: +SKIP
-        >>> engine.generate([Request(prompt="2 + 2 =", max_new_tokens=1, temperature=0)])  # doctest: +SKIP
-        [Completion(text=' ', num_tokens=1, finish_reason='length')]
+        ``VllmEngine("models/smollm2-135m").generate([Request(prompt="2 + 2 =", max_new_tokens=8, temperature=0)])``
     """
 
     def __init__(
