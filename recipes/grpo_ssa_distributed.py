@@ -143,12 +143,10 @@ def count_steps(cfg: DictConfig, num_examples: int, world_size: int) -> int:
 def check_values(cfg: DictConfig) -> None:
     """Refuse numbers that cannot work, naming the key."""
     check_config(cfg, KEYS)
-    for name, least in {"batch_size": 1, "gradient_accumulation_steps": 1, "group_size": 2, "max_new_tokens": 1}.items():
-        if cfg[name] < least:
+    counts = ("batch_size", "gradient_accumulation_steps", "max_new_tokens", "epochs", "max_steps", "save_every_n_steps")
+    for name, least in {"group_size": 2, **dict.fromkeys(counts, 1)}.items():
+        if cfg.get(name) is not None and cfg[name] < least:
             raise UserError(f"config key {name}: {cfg[name]} is below {least}")
-    for name in ("max_steps", "save_every_n_steps", "epochs"):
-        if cfg.get(name) is not None and cfg[name] < 1:
-            raise UserError(f"config key {name}: {cfg[name]} is below 1")
     if cfg.temperature <= 0:
         raise UserError(f"config key temperature: {cfg.temperature}: GRPO needs samples that differ, so above 0")
 

@@ -39,8 +39,8 @@ class Prompt:
     def render(self, question: str) -> Rendered:
         """The messages of a chat prompt, or the whole text of a plain one (prefill included).
 
-        >>> PROMPTS["answer"].render("What is 2 + 2?")[-1]
-        {'role': 'user', 'content': 'What is 2 + 2?'}
+        >>> PROMPTS["boxed"].render("What is 2 + 2?")[0]["content"][-37:]
+        'Put the final answer inside \\\\boxed{}.'
         >>> PROMPTS["ssa"].render("...")[-18:]
         'Assistant: <think>'
         """
@@ -51,6 +51,7 @@ class Prompt:
         return [*system, Message(role="user", content=text)]
 
 
+_STEPS = "{question}\n\nWrite the solution, one short line a step. "
 _SSA = (
     "A conversation between User and Assistant. The User shows a question and several proposed answers to it. "
     "The Assistant checks every proposed answer, then picks the correct one or combines them into a better one. "
@@ -133,21 +134,10 @@ Answer:"""
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
-        Prompt(
-            name="answer",
-            system="Solve the problem step by step. End your reply with 'The Answer is:' and the final answer.",
-            user="{question}",
-        ),
-        Prompt(
-            name="boxed",
-            system="Solve the problem step by step. Put the final answer inside \\boxed{}.",
-            user="{question}",
-        ),
-        Prompt(
-            name="choice",
-            system="Think step by step, then choose. End your reply with 'The Answer is:' and one letter.",
-            user="{question}",
-        ),
+        # The instruction stands behind the question, where small models heed it; short steps fit the limit.
+        Prompt(name="answer", user=_STEPS + "The last line is 'The Answer is:' and the final answer."),
+        Prompt(name="boxed", user=_STEPS + "Put the final answer inside \\boxed{}."),
+        Prompt(name="choice", user=_STEPS + "The last line is 'The Answer is:' and one letter."),
         # For base and very small models: four worked word problems, so that answers are short and marked.
         Prompt(name="few_shot", user=_FEW_SHOT, chat=False, stop=("\n\n",)),
         Prompt(name="ssa", user=_SSA, chat=False, prefill="<think>", stop=("</answer>",)),
