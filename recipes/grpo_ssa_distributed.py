@@ -19,7 +19,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,13 @@ from torchtune import config
 from torchtune.modules import TransformerDecoder
 from tqdm import tqdm
 
-from tt_reasoning.checkpoint import last_step, resume_from, save_checkpoint
+from tt_reasoning.checkpoint import (
+    last_step,
+    prune_checkpoints,
+    remove_torn_checkpoints,
+    resume_from,
+    save_checkpoint,
+)
 from tt_reasoning.config import Component, check_config, run_recipe
 from tt_reasoning.datasets import RLDataset, RLExample
 from tt_reasoning.errors import UserError
@@ -49,10 +55,10 @@ from tt_reasoning.training import (
     clip_gradients,
     gather_rows,
     pick_dtype,
+    run_on_main,
     start_process,
     stop_process,
     sum_over_processes,
-    wait_for_main,
 )
 from tt_reasoning.types import Verdict, seed_of
 
@@ -81,9 +87,12 @@ KEYS = {
     "clip_grad_norm": float | None,
     "enable_activation_checkpointing": bool,
     "save_every_n_steps": int | None,
+    "keep_checkpoints": int | None,
     "grading_timeout_s": float,
 }
 
+# What may change when a run goes on: no weight depends on it.
+NOT_IDENTITY = ("metric_logger", "save_every_n_steps", "keep_checkpoints")
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
 
 
@@ -123,13 +132,15 @@ class Group:
 class Stopwatch:
     """Seconds by stage of one step."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # kernels run behind the call that starts them
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
@@ -143,10 +154,16 @@ def count_steps(cfg: DictConfig, num_examples: int, world_size: int) -> int:
 def check_values(cfg: DictConfig) -> None:
     """Refuse numbers that cannot work, naming the key."""
     check_config(cfg, KEYS)
-    counts = ("batch_size", "gradient_accumulation_steps", "max_new_tokens", "epochs", "max_steps", "save_every_n_steps")
+    counts = ("batch_size", "gradient_accumulation_steps", "max_new_tokens", "epochs", "max_steps")
+    counts += ("save_every_n_steps", "keep_checkpoints")
     for name, least in {"group_size": 2, **dict.fromkeys(counts, 1)}.items():
         if cfg.get(name) is not None and cfg[name] < least:
             raise UserError(f"config key {name}: {cfg[name]} is below {least}")
+    for name in ("clip_grad_norm", "grading_timeout_s"):
+        if cfg.get(name) is not None and cfg[name] <= 0:
+            raise UserError(f"config key {name}: {cfg[name]} is not above 0")
+    if cfg.top_k < 0:
+        raise UserError(f"config key top_k: {cfg.top_k} is below 0; 0 is no limit")
     if cfg.temperature <= 0:
         raise UserError(f"config key temperature: {cfg.temperature}: GRPO needs samples that differ, so above 0")
 
@@ -156,6 +173,7 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
     torch.manual_seed(cfg.seed)
     dtype = pick_dtype(cfg.dtype)
     loss = config.instantiate(cfg.loss)
+    logger = build_logger(cfg.metric_logger) if process.is_main else None
     policy = build_model(
         cfg.model,
         cfg.checkpoint,
@@ -163,7 +181,15 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
         dtype,
         activation_checkpointing=cfg.enable_activation_checkpointing,
     )
-    reference = build_model(cfg.model, cfg.checkpoint, process, dtype, trainable=False) if loss.kl_coeff else None
+    longest = max(len(example.prompt_tokens) for example in dataset) + cfg.max_new_tokens
+    if longest > policy.max_seq_len:
+        raise UserError(
+            f"the longest prompt with max_new_tokens={cfg.max_new_tokens} has {longest} tokens, above the model's "
+            f"{policy.max_seq_len}; lower dataset.max_prompt_tokens or max_new_tokens"
+        )
+    reference = None
+    if getattr(loss, "kl_coeff", 0):
+        reference = build_model(cfg.model, cfg.checkpoint, process, dtype, trainable=False)
     optimizer = config.instantiate(cfg.optimizer, policy.parameters())
     num_steps = count_steps(cfg, len(dataset), process.world_size)
     scheduler = None
@@ -172,7 +198,6 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
     first_step = last_step(output)
     if first_step:
         resume_from(output, first_step, policy, optimizer, scheduler, process)
-    logger = config.instantiate(cfg.metric_logger) if process.is_main else None
     return Run(
         cfg=cfg,
         process=process,
@@ -190,6 +215,14 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
         first_step=first_step,
         num_steps=num_steps,
     )
+
+
+def build_logger(logger_cfg: DictConfig) -> Any:
+    """The metric logger; a package that it lacks is a user's mistake, found before any weight loads."""
+    try:
+        return config.instantiate(logger_cfg)
+    except ImportError as error:
+        raise UserError(f"config key metric_logger: {str(error).splitlines()[0]}") from None
 
 
 def examples_of_step(run: Run, step: int) -> list[tuple[int, RLExample]]:
@@ -227,7 +260,10 @@ def score(run: Run, example: RLExample, completions: list[Completion]) -> Group:
     """Grade and reward one prompt's completions, and compare each with its group."""
     texts = [run.dataset.prompt.prefill + completion.text for completion in completions]
     verdicts = [run.grader.grade(text, example.reference, example.kind) for text in texts]
-    parts = [run.reward(text, example.reference, v) for text, v in zip(texts, verdicts, strict=True)]
+    parts = [
+        {} if v.correct is None else run.reward(text, example.reference, v)
+        for text, v in zip(texts, verdicts, strict=True)
+    ]
     rewards_G = torch.tensor(
         [math.nan if v.correct is None else sum(p.values()) for v, p in zip(verdicts, parts, strict=True)],
         dtype=torch.float64,
@@ -252,7 +288,7 @@ def update(run: Run, groups: list[Group], watch: Stopwatch) -> dict[str, float]:
             )
             # Every process has as many groups, and sharding averages gradients over the processes.
             (loss / len(groups)).backward()
-        totals.update({"loss": loss.item(), **{name: value.item() for name, value in reported.items()}})
+            totals.update({"loss": loss.item(), **{name: value.item() for name, value in reported.items()}})
     return dict(totals)
 
 
@@ -262,7 +298,7 @@ def train(run: Run) -> None:
     steps = range(run.first_step, run.num_steps)
     bar = tqdm(steps, initial=run.first_step, total=run.num_steps, desc="grpo", disable=not process.is_main)
     for step in bar:
-        watch = Stopwatch()
+        watch = Stopwatch(process.device)
         with watch.stage("rollout"):
             examples = examples_of_step(run, step)
             completions = roll_out(run, examples)
@@ -271,6 +307,11 @@ def train(run: Run) -> None:
         losses = update(run, groups, watch)
         with watch.stage("update"):
             grad_norm = clip_gradients(run.policy, cfg.get("clip_grad_norm"))
+            if not math.isfinite(grad_norm):
+                raise UserError(
+                    f"step {step + 1}: the gradient's norm is {grad_norm}; the last checkpoint is sound, "
+                    "go on from it in another output_dir with a lower optimizer.lr"
+                )
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
         lr = run.optimizer.param_groups[0]["lr"]
@@ -295,11 +336,11 @@ def summarize(run: Run, groups: list[Group], losses: dict[str, float]) -> dict[s
     rewards = torch.cat([group.rewards_G for group in groups])
     judged = rewards[~rewards.isnan()]
     completions = [completion for group in groups for completion in group.completions]
-    names = sorted(vars(run.reward))  # the reward's parts, so that every process sums the same names
+    parts = sum((Counter(part) for group in groups for part in group.parts), Counter())
     sums = {
         "reward": judged.sum().item(),
         "success": sum(v.correct is True for group in groups for v in group.verdicts),
-        **{f"reward/{name}": sum(p.get(name, 0.0) for g in groups for p in g.parts) for name in names},
+        **{f"reward/{name}": value for name, value in parts.items()},
         "completion_tokens": sum(len(completion.tokens) for completion in completions),
         "cut_share": sum(completion.finish_reason == "length" for completion in completions),
         "judged": len(judged),
@@ -351,6 +392,7 @@ def save(run: Run, step: int) -> None:
         run.output, step, run.policy, run.optimizer, run.scheduler, run.cfg.checkpoint, run.process, card
     )
     if run.process.is_main:
+        prune_checkpoints(run.output, run.cfg.get("keep_checkpoints"))
         tqdm.write(f"saved {folder}")
 
 
@@ -370,12 +412,10 @@ def main(cfg: DictConfig) -> None:
         dataset = config.instantiate(cfg.dataset, tokenizer)
         output = Path(cfg.output_dir)
         content = OmegaConf.to_container(cfg, resolve=True)
-        identity = {name: content[name] for name in content if name not in ("metric_logger", "save_every_n_steps")}
+        identity = {name: content[name] for name in content if name not in NOT_IDENTITY}
         identity |= {"num_examples": len(dataset), "world_size": process.world_size}
-        if process.is_main:
-            with open_run(output, "grpo_ssa_distributed", identity):
-                train_in(cfg, process, output, dataset, tokenizer)
-        else:
+        with ExitStack() as folder:
+            run_on_main(process, lambda: folder.enter_context(open_run(output, "grpo_ssa_distributed", identity)))
             train_in(cfg, process, output, dataset, tokenizer)
     finally:
         stop_process()
@@ -383,7 +423,6 @@ def main(cfg: DictConfig) -> None:
 
 def train_in(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, tokenizer: ChatTokenizer) -> None:
     """Set up and train, unless the folder holds the finished run."""
-    wait_for_main(process)  # the folder is checked before any weight loads
     num_steps = count_steps(cfg, len(dataset), process.world_size)
     if last_step(output) >= num_steps:
         if process.is_main:
@@ -392,6 +431,7 @@ def train_in(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset
     run = setup(cfg, process, output, dataset, tokenizer)
     if process.is_main:
         drop_rows_after(output, run.first_step)
+        remove_torn_checkpoints(output)
         skipped = f", {dataset.num_too_long} too long and left out" if dataset.num_too_long else ""
         start = f"going on from step {run.first_step}" if run.first_step else "from the start"
         print(f"{len(dataset)} prompts{skipped}; {num_steps} steps on {process.world_size} process(es), {start}")

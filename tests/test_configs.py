@@ -114,6 +114,10 @@ def test_header_commands_name_recipes_tools_configs_models_and_keys_that_exist(f
         ("group_size=eight", "config key group_size: found 'eight', wanted int"),
         ("device=gpu", "config key device: found 'gpu', wanted 'auto' or 'cpu' or 'cuda'"),
         ("checkpoint=${nowhere}", "nowhere"),
+        ("optimizer._component_=5", "config key optimizer: _component_ is 5, wanted a dotted name"),
+        ("optimizer._component_=torch.optim", "'torch.optim' is a module, not what it builds"),
+        ("optimizer.lr=abc", "config key optimizer.lr: found 'abc', wanted float"),
+        ("dataset.max_prompt_tokens=abc", "config key dataset.max_prompt_tokens: found 'abc', wanted int"),
     ],
 )
 def test_a_mistake_in_a_config_is_named_with_the_nearest_known_word(change: str, message: str) -> None:

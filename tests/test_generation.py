@@ -88,13 +88,14 @@ def test_more_samples_and_problems_are_added_and_old_answers_stay(tmp_path: Path
 
 def test_an_answer_records_how_it_was_drawn(tmp_path: Path) -> None:
     def reply(request: Request) -> str:
-        return json.dumps([request.prompt[-1]["content"], request.seed, request.temperature])
+        return json.dumps([hash(request.prompt[-1]["content"]), request.seed, request.temperature])
 
     answer(tmp_path, engine=ScriptedEngine(reply))
     for found in read_records(tmp_path / "answers.jsonl", Answer):
         problem = next(p for p in PROBLEMS if p.id == found.problem_id)
         seed = SAMPLING.request_seed(problem.id, found.sample_index)
-        assert found.text == json.dumps([problem.question, seed, 0.7])
+        asked = get_prompt(SAMPLING.prompt).render(problem.question)[-1]["content"]
+        assert found.text == json.dumps([hash(asked), seed, 0.7])
         assert found.sampling == SAMPLING
         assert found.id == SAMPLING.answer_id(problem.id, found.sample_index)
 

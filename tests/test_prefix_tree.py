@@ -70,6 +70,17 @@ def test_a_completion_sees_the_prompt_and_itself_alone() -> None:
     ]
 
 
+def test_a_row_may_be_longer_than_the_model_while_its_positions_are_not(model: TransformerDecoder) -> None:
+    prompt, completions = [1] * 10, [[2, 3, 4]] * 4
+    limit, model.max_seq_len = model.max_seq_len, 13
+    try:
+        logprobs_R = completion_logprobs(model, pack_group(prompt, completions, "cpu"))
+        assert model.max_seq_len == 13
+    finally:
+        model.max_seq_len = limit
+    torch.testing.assert_close(logprobs_R, separate_logprobs(model, prompt, completions), atol=1e-5, rtol=0)
+
+
 def test_temperature_divides_the_logits(model: TransformerDecoder) -> None:
     prompt, completion = [1, 2, 3], [4, 5]
     logits_TV = model(torch.tensor([prompt + completion]))[0]

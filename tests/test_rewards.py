@@ -26,6 +26,7 @@ def grader() -> Grader:
         ("<think>a</think> <answer>either 18 or 17</answer>", "18", {"answer_tag": 5, "think_tag": 5, "contains": 10}),
         ("<think>a</think> <answer>118</answer>", "18", {"answer_tag": 5, "think_tag": 5}),
         ("<think>18", "18", {}),
+        ("<think>a</think> The answer is 18", "18", {"think_tag": 5}),
         ("", "18", {}),
     ],
 )

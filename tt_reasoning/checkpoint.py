@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tt_reasoning.models.weights import load_weights, save_weights
-from tt_reasoning.store import write_json
+from tt_reasoning.store import sync_folder, write_json
 from tt_reasoning.training import (
     Process,
     full_model_state,
@@ -76,14 +76,32 @@ def save_checkpoint(
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
+        sync_folder(output)
     wait_for_main(process)
     return folder
 
 
 def last_step(output: Path) -> int:
     """The step of the newest whole checkpoint, 0 where there is none."""
+    return max(_steps(output), default=0)
+
+
+def _steps(output: Path) -> list[int]:
+    """The steps of all whole checkpoints, oldest first."""
     found = (re.fullmatch(r"step_(\d+)", path.name) for path in output.glob("step_*") if (path / STATE).exists())
-    return max((int(match[1]) for match in found if match), default=0)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def prune_checkpoints(output: Path, keep: int | None) -> None:
+    """Remove all but the newest ``keep`` checkpoints; None keeps every one."""
+    for step in _steps(output)[:-keep] if keep else ():
+        shutil.rmtree(output / f"step_{step}")
+
+
+def remove_torn_checkpoints(output: Path) -> None:
+    """Remove what a kill left of a checkpoint that was being written."""
+    for folder in output.glob(".step_*.tmp"):
+        shutil.rmtree(folder)
 
 
 def resume_from(

@@ -107,6 +107,8 @@ def _check_component(value: Any, path: str, given: tuple[str, ...]) -> None:
     if "_component_" not in node:
         raise UserError(f"config key {path}: no _component_ names what to build")
     builder = load_component(node["_component_"], path)
+    if not callable(builder):
+        raise UserError(f"config key {path}: _component_ '{node['_component_']}' is a module, not what it builds")
     parameters = inspect.signature(builder).parameters
     names = [name for name in node if name != "_component_"]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -123,10 +125,24 @@ def _check_component(value: Any, path: str, given: tuple[str, ...]) -> None:
     for name in names:
         if isinstance(node[name], dict) and "_component_" in node[name]:
             _check_component(node[name], f"{path}.{name}", ())
+        elif name in parameters and not _fits(node[name], parameters[name]):
+            wanted = type(parameters[name].default).__name__
+            raise UserError(f"config key {path}.{name}: found {node[name]!r}, wanted {wanted}")
 
 
-def load_component(name: str, path: str) -> Callable[..., Any]:
+def _fits(value: Any, parameter: inspect.Parameter) -> bool:
+    """Whether a value can stand for a default that is a number, a truth value or a text; others are not judged."""
+    default = parameter.default
+    if value is None or type(default) not in (bool, int, float, str):
+        return True
+    numbers = (int, float) if type(default) in (int, float) else (type(default),)
+    return type(value) in numbers
+
+
+def load_component(name: Any, path: str) -> Callable[..., Any]:
     """What a dotted name stands for. Raises UserError with the nearest name of its module."""
+    if not isinstance(name, str):
+        raise UserError(f"config key {path}: _component_ is {name!r}, wanted a dotted name")
     try:
         return _get_component_from_path(name)
     except (InstantiationError, ValueError):

@@ -12,6 +12,7 @@ T = P + R tokens of the row, D model width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -73,6 +74,16 @@ def _unembed_as(model: TransformerDecoder, read: object) -> Iterator[None]:
         del model.unembed
 
 
+@contextlib.contextmanager
+def _any_row_length(model: TransformerDecoder) -> Iterator[None]:
+    """Lift the model's check of the row's length: positions restart in the row, and only they are limited."""
+    limit, model.max_seq_len = model.max_seq_len, sys.maxsize
+    try:
+        yield
+    finally:
+        model.max_seq_len = limit
+
+
 def completion_logprobs(
     model: TransformerDecoder, group: PackedGroup, *, temperature: float = 1.0, chunk: int = 256
 ) -> Tensor:
@@ -95,5 +106,5 @@ def completion_logprobs(
         parts = zip(hidden_RD.split(chunk), group.target_R.split(chunk), strict=True)
         return torch.cat([checkpoint(read_chunk, *part, use_reentrant=False) for part in parts])
 
-    with _unembed_as(model, read):
+    with _unembed_as(model, read), _any_row_length(model):
         return model(group.tokens_1T, mask=group.mask_1TT, input_pos=group.positions_1T)

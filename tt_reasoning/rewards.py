@@ -1,4 +1,8 @@
-"""Rewards over completions, for YAML's ``reward``: every part has a name, and the parts add up to the reward."""
+"""Rewards over completions, for YAML's ``reward``: every part has a name, and the parts add up to the reward.
+
+A reward is built once (its arguments come from YAML) and called with ``(text, reference, verdict)`` for
+every completion that the grader could judge; it returns the parts that were earned.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from tt_reasoning.types import Verdict
 class SSAReward:
     """The reward of the Sample Set Aggregator (arXiv 2506.09014), 0 to 100.
 
-    A completion whose final answer is the reference's own string earns ``identical``, one that is
+    A completion whose last answer tag holds the reference's own string earns ``identical``, one that is
     mathematically equal to it ``equal``. Otherwise its form earns a little: exactly one answer tag,
     exactly one think tag, some answer tag that is the reference, some that contains it. Tags are found in
     free text; ``<`` in mathematics is no tag and does no harm.
@@ -48,10 +52,10 @@ class SSAReward:
             text: prefill and completion.
             verdict: the grader's word on the completion's final answer.
         """
-        if verdict.correct:
+        answers = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+        if verdict.correct and answers:
             same = (verdict.extracted or "").strip() == reference.strip()
             return {"identical": self.identical} if same else {"equal": self.equal}
-        answers = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
         parts = {
             "answer_tag": self.answer_tag * (len(answers) == 1),
             "think_tag": self.think_tag * (text.count("<think>") == text.count("</think>") == 1),
@@ -59,6 +63,22 @@ class SSAReward:
             "contains": self.contains * any(_holds(a, reference.strip()) for a in answers),
         }
         return {name: value for name, value in parts.items() if value}
+
+
+class CorrectnessReward:
+    """The same for every right answer and nothing else, whatever its form: for plain problems.
+
+    >>> right = Verdict(answer_id="", extracted="4", correct=True, reason="match")
+    >>> CorrectnessReward(correct=1.0)("The Answer is: 4", "4", right)
+    {'correct': 1.0}
+    """
+
+    def __init__(self, correct: float = 1.0) -> None:
+        self.correct = correct
+
+    def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
+        """``{"correct": ...}`` for a right answer, no part for another."""
+        return {"correct": self.correct} if verdict.correct else {}
 
 
 def _holds(text: str, reference: str) -> bool:

@@ -1,7 +1,8 @@
 """Sampling with the model in training: one prefill a prompt, then its samples side by side.
 
-Randomness is a function of (seed of the sample, position), not of a generator's state: a sample comes
-out the same on one process or eight, in any batch, before or after a resume.
+Randomness is a function of (seed of the sample, position), not of a generator's state, so a sample draws
+the same numbers on one process or eight, in any batch, before or after a resume. What it makes of them is
+the same as far as the logits are: another batch shape may round them otherwise (bf16 and GPUs above all).
 
 Shapes: B prompts, G samples a prompt, N = B*G, P tokens of the longest prompt, V vocabulary.
 """

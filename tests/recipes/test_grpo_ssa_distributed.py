@@ -168,6 +168,31 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_metrics(home: Path, proces
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bf16_activation_checkpointing_and_a_fused_optimizer_train_and_save_cleanly(home: Path, processes: int) -> None:
+    settings = ["max_steps=2", "dtype=bf16", "enable_activation_checkpointing=true", "optimizer.fused=true"]
+    result = run(command(home, f"bf16_{processes}", *settings, processes=processes))
+    assert result.returncode == 0, result.stderr[-2000:]
+    before = load_file(home / "model" / "model.safetensors")
+    after = load_file(home / f"bf16_{processes}" / "step_2" / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(tensor.dtype == torch.bfloat16 and tensor.isfinite().all() for tensor in after.values())
+    assert any(not torch.equal(after[name], before[name].bfloat16()) for name in after)
+
+
+def test_only_the_newest_checkpoints_are_kept(home: Path) -> None:
+    result = run(command(home, "kept", "max_steps=5", "save_every_n_steps=1", "keep_checkpoints=2"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert sorted(path.name for path in (home / "kept").glob("*step_*")) == ["step_4", "step_5"]
+
+
+def test_a_mistake_on_two_processes_is_said_and_hides_behind_no_other(home: Path) -> None:
+    words = command(home, "mistake_2", "model=tt_reasoning.models.smollm2_135m", "~model.path", processes=2)
+    result = run([word for word in words if "model.path=" not in word and word != "~model.path"])
+    assert result.returncode != 0
+    assert "does not fit the model of the config" in result.stderr and "Connection closed" not in result.stderr
+
+
 def test_a_finished_run_is_not_run_again(home: Path, whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes()
     result = run(command(home, "whole", "max_steps=4", "gradient_accumulation_steps=2", "save_every_n_steps=2"))
@@ -180,6 +205,9 @@ def test_a_finished_run_is_not_run_again(home: Path, whole: Path) -> None:
     [
         (["group_sise=4"], "unknown config key 'group_sise': did you mean 'group_size'?"),
         (["group_size=1"], "config key group_size: 1 is below 2"),
+        (["clip_grad_norm=0"], "config key clip_grad_norm: 0 is not above 0"),
+        (["max_new_tokens=2000"], "above the model's 2048; lower dataset.max_prompt_tokens or max_new_tokens"),
+        (["metric_logger._component_=torchtune.training.metric_logging.WandBLogger"], "config key metric_logger: "),
         (["dataset.source=nowhere"], "dataset.source=nowhere is no folder of answer sets"),
         (["dataset.prompt=sssa"], "unknown prompt 'sssa': did you mean 'ssa'?"),
         (["dataset.max_prompt_tokens=5"], "all of it (8 prompts) is above max_prompt_tokens=5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,39 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.prompts import Prompt, get_prompt
 
+logger = logging.getLogger(__name__)
+
 
 class SFTDataset(Dataset):
     """Rows to ``{"tokens", "labels"}``; only the response and the token that ends it are labelled.
 
-    The prompt's prefill belongs to the prompt: a response that repeats it does not get it twice.
+    The prompt's prefill belongs to the prompt: a response that repeats it does not get it twice. A row longer
+    than the tokenizer's ``max_seq_len`` is left out and counted (``num_too_long``): a response cut at its end
+    would teach never to end.
+
+    Raises:
+        UserError: nothing is left to train on.
     """
 
-    def __init__(self, rows: list[tuple[str, str]], tokenizer: ChatTokenizer, prompt: Prompt) -> None:
-        self.rows, self.tokenizer, self.prompt = rows, tokenizer, prompt
+    def __init__(self, rows: list[tuple[str, str]], tokenizer: ChatTokenizer, prompt: Prompt, source: str) -> None:
+        self.samples: list[dict[str, list[int]]] = []
+        for question, response in rows:
+            start = tokenizer.encode_prompt(prompt.render(question))
+            end = tokenizer.encode(response.removeprefix(prompt.prefill), add_eos=True)
+            if tokenizer.max_seq_len is None or len(start) + len(end) <= tokenizer.max_seq_len:
+                labels = [CROSS_ENTROPY_IGNORE_IDX] * len(start) + end
+                self.samples.append({"tokens": start + end, "labels": labels})
+        self.num_too_long = len(rows) - len(self.samples)
+        if self.num_too_long:
+            logger.warning(f"{source}: {self.num_too_long} of {len(rows)} rows are above max_seq_len and left out")
+        if not self.samples:
+            raise UserError(f"{source} gives nothing to train on: of {len(rows)} rows all are above max_seq_len")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        question, response = self.rows[index]
-        start = self.tokenizer.encode_prompt(self.prompt.render(question))
-        response = response.removeprefix(self.prompt.prefill)
-        end = self.tokenizer.encode(response, add_eos=True)
-        labels = [CROSS_ENTROPY_IGNORE_IDX] * len(start) + end
-        limit = self.tokenizer.max_seq_len
-        return {"tokens": [*start, *end][:limit], "labels": labels[:limit]}
+        return self.samples[index]
 
 
 def sft_dataset(
@@ -61,13 +74,12 @@ def sft_dataset(
     if not file.exists():
         raise UserError(f"dataset.source={source}: no such file")
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        row = _parse_row(file, number, line, (question_column, response_column))
-        if row.get("is_correct", True):
-            rows.append((row[question_column], row[response_column]))
-    if not rows:
-        raise UserError(f"{file} has no row to train on")
-    return SFTDataset(rows, tokenizer, get_prompt(prompt))
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            row = _parse_row(file, number, line, (question_column, response_column)) if line.strip() else {}
+            if row and row.get("is_correct", True):
+                rows.append((row[question_column], row[response_column]))
+    return SFTDataset(rows, tokenizer, get_prompt(prompt), str(file))
 
 
 def _parse_row(file: Path, number: int, line: str, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """An engine without a model, for tests: its answers come from a file, a dictionary or a function.
 
-The file is JSON; ``answers`` maps a question (the user's message, or a plain prompt's whole text) to the
+The file is JSON; ``answers`` maps a question (what the user's message, or a plain prompt, begins with) to the
 texts that it may get, ``fallback`` holds the texts for every other question, ``delay_s`` is the time that
 one answer takes. A request gets ``texts[seed % len(texts)]``, and ``{seed}`` in a text becomes its seed::
 
@@ -21,13 +21,8 @@ from typing import Any
 
 from tt_reasoning.engines.base import Completion, Request
 from tt_reasoning.errors import UserError, unknown_name
-from tt_reasoning.prompts import Rendered
 
 _KEYS = ("answers", "delay_s", "fallback")
-
-
-def _question(prompt: Rendered) -> str:
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _read_script(path: str | Path) -> dict[str, Any]:
@@ -73,10 +68,11 @@ class ScriptedEngine:
         self._delay_s = script.get("delay_s", 0.0) if delay_s is None else delay_s
 
     def _look_up(self, request: Request) -> str:
-        question = _question(request.prompt)
-        texts = self._answers.get(question, self._fallback)
+        content = request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
+        question = max((known for known in self._answers if content.startswith(known)), key=len, default=None)
+        texts = self._fallback if question is None else self._answers[question]
         if not texts:
-            raise UserError(f"the script has no answer to {question[:60]!r} and no fallback")
+            raise UserError(f"the script has no answer to {content[:60]!r} and no fallback")
         return texts[request.seed % len(texts)].replace("{seed}", str(request.seed))
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:

@@ -9,15 +9,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from tt_reasoning.engines.base import Completion, Request
 from tt_reasoning.errors import UserError
-from tt_reasoning.models import build_from_hf
 from tt_reasoning.models.tokenizer import ChatTokenizer
-from tt_reasoning.models.weights import check_shapes, load_weights
 from tt_reasoning.rollout import generate
-from tt_reasoning.training import pick_dtype, start_process
+from tt_reasoning.training import build_model, pick_dtype, start_process
 
 
 class TuneEngine:
@@ -43,12 +42,12 @@ class TuneEngine:
         batch_size: int = 32,
         max_model_len: int | None = None,
     ) -> None:
-        place = start_process(device).device
-        self.model = build_from_hf(model).to(pick_dtype(dtype or ("bf16" if place.type == "cuda" else "fp32")))
-        weights = load_weights(model)
-        check_shapes(self.model, weights, model)
-        self.model.load_state_dict(weights)
-        self.model.to(place).eval()
+        process = start_process(device)
+        default = "bf16" if process.device.type == "cuda" else "fp32"
+        builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": model})
+        self.model = build_model(builder, model, process, pick_dtype(dtype or default), trainable=False)
+        if max_model_len and max_model_len > self.model.max_seq_len:
+            raise UserError(f"max_model_len={max_model_len} is above the model's {self.model.max_seq_len}")
         self.tokenizer = ChatTokenizer(model)
         self.batch_size = batch_size
         self.max_model_len = max_model_len or self.model.max_seq_len

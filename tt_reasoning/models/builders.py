@@ -12,6 +12,18 @@ from torchtune.modules import TransformerDecoder
 from tt_reasoning.errors import UserError
 from tt_reasoning.models.weights import read_hf_config
 
+_NEEDED = (
+    "model_type",
+    "vocab_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+_LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
 
 def smollm2_135m() -> TransformerDecoder:
     """SmolLM2-135M (base or instruct), from HuggingFaceTB/SmolLM2-135M: a Llama of 30 thin layers."""
@@ -38,7 +50,13 @@ def build_from_hf(path: str) -> TransformerDecoder:
     Example (YAML):
         ``model: {_component_: tt_reasoning.models.build_from_hf, path: models/smollm2-135m}``
     """
-    config = read_hf_config(path)
+    config, file = read_hf_config(path), Path(path) / "config.json"
+    missing = [name for name in _NEEDED if name not in config]
+    if missing:
+        raise UserError(f"{file} lacks '{missing[0]}'")
+    for name in ("use_sliding_window", "attention_bias", "mlp_bias"):
+        if config.get(name):
+            raise UserError(f"{file}: {name} is on, which torchtune's builders do not have")
     shape: dict[str, Any] = {
         "vocab_size": config["vocab_size"],
         "num_layers": config["num_hidden_layers"],
@@ -57,10 +75,14 @@ def build_from_hf(path: str) -> TransformerDecoder:
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if config["model_type"] == "qwen2" and rope_type == "default":
         return qwen2(**shape, rope_base=rope_base)
-    if config["model_type"] == "llama" and rope_type in ("default", "llama3"):
-        factor = int(scaling["factor"]) if rope_type == "llama3" else 1
-        return llama3_2(**shape, rope_base=rope_base, scale_factor=factor)
+    if config["model_type"] == "llama" and rope_type == "default":
+        return llama3_2(**shape, rope_base=rope_base, scale_factor=1)
+    if config["model_type"] == "llama" and rope_type == "llama3":
+        for name, value in _LLAMA3_SCALING.items():
+            if scaling.get(name) != value:
+                raise UserError(f"{file}: rope scaling has {name} {scaling.get(name)}, torchtune's is fixed at {value}")
+        return llama3_2(**shape, rope_base=rope_base, scale_factor=scaling["factor"])
     raise UserError(
-        f"{Path(path) / 'config.json'}: model_type '{config['model_type']}' with rope type '{rope_type}' "
+        f"{file}: model_type '{config['model_type']}' with rope type '{rope_type}' "
         "is not supported; llama and qwen2 are"
     )

@@ -22,7 +22,10 @@ from tt_reasoning.prompts import Message, Rendered
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
 
 
 def _content(token: Any) -> str | None:
@@ -66,6 +69,8 @@ class ChatTokenizer:
         self.stop_tokens = sorted({self.eos_id, *([more] if isinstance(more, int) else more)})
         template = folder / "chat_template.jinja"
         self._template = template.read_text(encoding="utf-8") if template.exists() else config.get("chat_template")
+        if isinstance(self._template, list):  # several by name
+            self._template = {entry["name"]: entry["template"] for entry in self._template}.get("default")
         self._folder = folder
 
     @property

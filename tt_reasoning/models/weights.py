@@ -77,7 +77,7 @@ def check_shapes(model: torch.nn.Module, weights: StateDict, path: str | Path) -
         if wanted.get(name) != found.get(name):
             raise UserError(
                 f"{path} does not fit the model of the config: {name} is {found.get(name, 'missing')} there, "
-                f"{wanted.get(name, 'absent')} in the model; set model._component_ to the checkpoint's size"
+                f"{wanted.get(name, 'absent')} in the model; set model to the checkpoint's size"
             )
 
 

@@ -1,0 +1,103 @@
+"""Records become the prompts and labels that the recipes train on, and nothing is cut in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import write_byte_tokenizer
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+
+from tt_reasoning.datasets import problem_dataset, sft_dataset, ssa_dataset
+from tt_reasoning.errors import UserError
+from tt_reasoning.models import ChatTokenizer
+from tt_reasoning.prompts import answer_set_text, get_prompt
+from tt_reasoning.store import write_records
+from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling
+
+PROBLEM = Problem(source="s", split="train", question="What is 2 + 2?", reference="4")
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> ChatTokenizer:
+    write_byte_tokenizer(tmp_path)
+    return ChatTokenizer(tmp_path)
+
+
+def write_sets(folder: Path, num_sets: int) -> Path:
+    sampling = Sampling(model="m", prompt="answer")
+    texts = ["It is 4. The Answer is: 4", "5"]
+    answers = tuple(
+        Answer(id=str(i), problem_id=PROBLEM.id, sample_index=i, text=text, num_tokens=3, finish_reason="stop",
+               sampling=sampling)
+        for i, text in enumerate(texts)
+    )  # fmt: skip
+    folder.mkdir()
+    sets = [AnswerSet(id=str(i), problem=PROBLEM, answers=answers[: 1 + i % 2]) for i in range(num_sets)]
+    write_records(folder / "sets.jsonl", sets)
+    return folder
+
+
+def test_an_answer_set_becomes_the_aggregators_prompt(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    dataset = ssa_dataset(tokenizer, str(write_sets(tmp_path / "sets", 2)))
+    text = tokenizer.decode(dataset[1].prompt_tokens, skip_special_tokens=False)
+    assert answer_set_text(PROBLEM.question, ["It is 4. The Answer is: 4", "5"]) in text
+    assert "Answer 1:\nIt is 4. #### 4\n\nAnswer 2:\n5" in text and text.endswith("Assistant: <think>")
+    assert (dataset[1].reference, dataset[1].kind, dataset[1].problem_id) == ("4", "math", PROBLEM.id)
+
+
+def test_too_long_prompts_are_left_out_and_counted(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    folder = str(write_sets(tmp_path / "sets", 4))
+    longest = max(len(example.prompt_tokens) for example in ssa_dataset(tokenizer, folder))
+    dataset = ssa_dataset(tokenizer, folder, max_prompt_tokens=longest - 1)
+    assert (len(dataset), dataset.num_too_long) == (2, 2)
+    with pytest.raises(UserError, match=r"all of it \(4 prompts\) is above max_prompt_tokens=5"):
+        ssa_dataset(tokenizer, folder, max_prompt_tokens=5)
+
+
+def test_plain_problems_can_be_trained_on_too(tokenizer: ChatTokenizer) -> None:
+    dataset = problem_dataset(tokenizer, "quickstart", limit=3, prompt="few_shot")
+    assert len(dataset) == 3
+    assert tokenizer.decode(dataset[0].prompt_tokens).endswith("\nAnswer:")
+
+
+def sft_file(folder: Path, *rows: dict) -> str:
+    path = folder / "sft.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_sft_labels_are_the_response_and_its_end_alone(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    row = {"question": "Q?", "model_response": "<think>so\u2028it is</think> <answer>4</answer>"}
+    (sample,) = sft_dataset(tokenizer, sft_file(tmp_path, row, row | {"is_correct": False}))
+    prompt = tokenizer.encode_prompt(get_prompt("ssa").render("Q?"))
+    assert sample["labels"][: len(prompt)] == [CROSS_ENTROPY_IGNORE_IDX] * len(prompt)
+    assert sample["labels"][len(prompt) :] == sample["tokens"][len(prompt) :]
+    # The prompt ends in the response's own <think>, which is there once.
+    whole = tokenizer.decode(sample["tokens"], skip_special_tokens=False)
+    assert whole.endswith("Assistant: <think>so\u2028it is</think> <answer>4</answer><|im_end|>")
+
+
+def test_a_response_is_never_cut_but_left_out(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    rows = [{"question": "Q?", "model_response": "4" * length} for length in (5, 5000)]
+    source = sft_file(tmp_path, *rows)
+    dataset = sft_dataset(ChatTokenizer(tmp_path, max_seq_len=1000), source)
+    assert (len(dataset), dataset.num_too_long) == (1, 1)
+    with pytest.raises(UserError, match="of 2 rows all are above max_seq_len"):
+        sft_dataset(ChatTokenizer(tmp_path, max_seq_len=10), source)
+
+
+@pytest.mark.parametrize(("line", "message"), [("{", ":2: not JSON"), ('{"question": "Q?"}', ":2: no text under")])
+def test_a_malformed_sft_row_is_named(tmp_path: Path, tokenizer: ChatTokenizer, line: str, message: str) -> None:
+    path = tmp_path / "sft.jsonl"
+    path.write_text('{"question": "Q?", "model_response": "4"}\n' + line + "\n")
+    with pytest.raises(UserError, match=message):
+        sft_dataset(tokenizer, str(path))
+
+
+@pytest.mark.parametrize("build", [ssa_dataset, sft_dataset])
+def test_a_missing_source_is_a_users_mistake(tokenizer: ChatTokenizer, build: object) -> None:
+    with pytest.raises(UserError, match="dataset.source=nowhere"):
+        build(tokenizer, "nowhere")
