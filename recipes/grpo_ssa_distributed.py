@@ -44,7 +44,7 @@ from tt_reasoning.config import Component, check_config, run_recipe
 from tt_reasoning.datasets import RLDataset, RLExample
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
-from tt_reasoning.losses import group_advantages
+from tt_reasoning.losses import StepSize, group_advantages
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.prefix_tree import completion_logprobs, pack_group
 from tt_reasoning.rollout import Completion, generate
@@ -54,11 +54,13 @@ from tt_reasoning.training import (
     build_model,
     clip_gradients,
     gather_rows,
+    gather_values,
     pick_dtype,
     run_on_main,
     start_process,
     stop_process,
     sum_over_processes,
+    wait_for_main,
 )
 from tt_reasoning.types import Verdict, seed_of
 
@@ -188,7 +190,7 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
             f"{policy.max_seq_len}; lower dataset.max_prompt_tokens or max_new_tokens"
         )
     reference = None
-    if getattr(loss, "kl_coeff", 0):
+    if loss.kl_coeff:
         reference = build_model(cfg.model, cfg.checkpoint, process, dtype, trainable=False)
     optimizer = config.instantiate(cfg.optimizer, policy.parameters())
     num_steps = count_steps(cfg, len(dataset), process.world_size)
@@ -268,14 +270,33 @@ def score(run: Run, example: RLExample, completions: list[Completion]) -> Group:
         [math.nan if v.correct is None else sum(p.values()) for v, p in zip(verdicts, parts, strict=True)],
         dtype=torch.float64,
     )
-    return Group(example, completions, verdicts, parts, rewards_G, group_advantages(rewards_G).float())
+    advantages_G = group_advantages(rewards_G, divide_by_std=run.loss.divide_by_std).float()
+    return Group(example, completions, verdicts, parts, rewards_G, advantages_G)
+
+
+def groups_that_count(run: Run, groups: list[Group]) -> list[Group]:
+    """The groups to compute: all with a KL term, else those whose rewards differ, as the others have no gradient.
+
+    Every process computes as many as the one with the most, since a sharded model's passes are joint.
+    """
+    if run.reference is not None:
+        return groups
+    order = sorted(groups, key=lambda group: not group.advantages_G.any())
+    active = sum(bool(group.advantages_G.any()) for group in groups)
+    return order[: max(gather_values(active, run.process))]
 
 
 def update(run: Run, groups: list[Group], watch: Stopwatch) -> dict[str, float]:
-    """One optimizer step on all groups; returns the sums of what the loss reports, over this process's groups."""
+    """The gradient of one step; returns the sums of what the loss reports, over this process's groups."""
     cfg, device = run.cfg, run.process.device
-    totals: Counter[str] = Counter()
-    for group in groups:
+    num_tokens = [sum(len(completion.tokens) for completion in group.completions) for group in groups]
+    size = StepSize(
+        num_samples=len(groups) * cfg.group_size,
+        num_tokens=sum(gather_values(sum(num_tokens), run.process)) / run.process.world_size,
+        max_new_tokens=cfg.max_new_tokens,
+    )
+    totals: Counter[str] = Counter({"loss": 0.0, "kl": 0.0, "clipped_share": 0.0, "computed_groups": 0})
+    for group in groups_that_count(run, groups):
         packed = pack_group(group.example.prompt_tokens, [c.tokens for c in group.completions], device)
         reference_R = None
         if run.reference is not None:
@@ -284,11 +305,12 @@ def update(run: Run, groups: list[Group], watch: Stopwatch) -> dict[str, float]:
         with watch.stage("update"):
             logprobs_R = completion_logprobs(run.policy, packed, temperature=cfg.temperature)
             loss, reported = run.loss(
-                logprobs_R, logprobs_R.detach(), reference_R, group.advantages_G.to(device), packed.sample_R
+                logprobs_R, logprobs_R.detach(), reference_R, group.advantages_G.to(device), packed.sample_R, size
             )
-            # Every process has as many groups, and sharding averages gradients over the processes.
-            (loss / len(groups)).backward()
-            totals.update({"loss": loss.item(), **{name: value.item() for name, value in reported.items()}})
+            loss.backward()
+            # A step's loss is the sum over its groups; everything else is logged as a mean over them.
+            totals.update({"loss": loss.item() * len(groups), "computed_groups": 1})
+            totals.update({name: value.item() for name, value in reported.items()})
     return dict(totals)
 
 
@@ -312,7 +334,8 @@ def train(run: Run) -> None:
                     f"step {step + 1}: the gradient's norm is {grad_norm}; the last checkpoint is sound, "
                     "go on from it in another output_dir with a lower optimizer.lr"
                 )
-            run.optimizer.step()
+            if losses["computed_groups"]:  # else there is no gradient to learn from
+                run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
         lr = run.optimizer.param_groups[0]["lr"]
         if run.scheduler is not None:
@@ -417,6 +440,7 @@ def main(cfg: DictConfig) -> None:
         with ExitStack() as folder:
             run_on_main(process, lambda: folder.enter_context(open_run(output, "grpo_ssa_distributed", identity)))
             train_in(cfg, process, output, dataset, tokenizer)
+        wait_for_main(process)  # nobody leaves while another still talks to it
     finally:
         stop_process()
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
-from tt_reasoning.losses import GRPOLoss, group_advantages, mean_by_sample
+from tt_reasoning.losses import (
+    DAPOLoss,
+    DrGRPOLoss,
+    GRPOLoss,
+    GSPOLoss,
+    StepSize,
+    group_advantages,
+    mean_by_sample,
+)
 
 # Two completions: tokens 0, 1 belong to the first, token 2 to the second.
 SAMPLE_R = torch.tensor([0, 0, 1])
+ALONE = StepSize(num_samples=2, num_tokens=3, max_new_tokens=10)
 
 
 def test_one_update_a_rollout_is_the_plain_policy_gradient() -> None:
     logprobs_R = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
     loss, means = GRPOLoss(kl_coeff=0.0)(
-        logprobs_R, logprobs_R.detach(), None, torch.tensor([1.0, -0.5]), SAMPLE_R
+        logprobs_R, logprobs_R.detach(), None, torch.tensor([1.0, -0.5]), SAMPLE_R, ALONE
     )
     # ratio 1 everywhere: -(mean(1, 1) + mean(-0.5)) / 2
     assert loss.item() == -0.25
@@ -28,7 +38,7 @@ def test_one_update_a_rollout_is_the_plain_policy_gradient() -> None:
 def test_kl_is_the_k3_estimator_and_is_averaged_by_completion() -> None:
     logprobs_R = torch.zeros(3, requires_grad=True)
     ref_R = torch.tensor([math.log(2.0), 0.0, math.log(0.5)])
-    loss, means = GRPOLoss(kl_coeff=0.1)(logprobs_R, torch.zeros(3), ref_R, torch.zeros(2), SAMPLE_R)
+    loss, means = GRPOLoss(kl_coeff=0.1)(logprobs_R, torch.zeros(3), ref_R, torch.zeros(2), SAMPLE_R, ALONE)
     # k3: 2 - ln 2 - 1 = 0.3069, 0, 0.5 + ln 2 - 1 = 0.1931
     kl = ((2 - math.log(2) - 1) / 2 + (0.5 + math.log(2) - 1)) / 2
     torch.testing.assert_close(means["kl"], torch.tensor(kl))
@@ -39,7 +49,7 @@ def test_the_ratio_is_clipped_on_the_side_that_would_gain() -> None:
     old_R = torch.zeros(3)
     logprobs_R = torch.tensor([math.log(1.5), math.log(0.5), math.log(1.5)], requires_grad=True)
     loss, means = GRPOLoss(epsilon=0.2, kl_coeff=0.0)(
-        logprobs_R, old_R, None, torch.tensor([1.0, -1.0]), SAMPLE_R
+        logprobs_R, old_R, None, torch.tensor([1.0, -1.0]), SAMPLE_R, ALONE
     )
     # A=+1: min(1.5, 1.2) = 1.2 and min(0.5, 0.8) = 0.5; A=-1: min(-1.5, -1.2) = -1.5
     torch.testing.assert_close(loss.detach(), torch.tensor(-((1.2 + 0.5) / 2 - 1.5) / 2))
@@ -73,3 +83,61 @@ def test_what_cannot_be_judged_takes_no_part_in_its_group() -> None:
 def test_a_long_completion_weighs_as_much_as_a_short_one() -> None:
     values_R = torch.tensor([1.0, 1.0, 1.0, 4.0])
     assert mean_by_sample(values_R, torch.tensor([0, 0, 0, 1]), 2).tolist() == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        # A = (1, -0.5) on 2 tokens and 1: token losses -1, -1, 0.5
+        (GRPOLoss(kl_coeff=0.0), (-1 + 0.5) / 2),
+        (DrGRPOLoss(), (-1 - 1 + 0.5) / (2 * 10)),
+        (DAPOLoss(), (-1 - 1 + 0.5) / 3),
+        (GSPOLoss(), (-1 + 0.5) / 2),
+    ],
+    ids=lambda value: type(value).__name__ if callable(value) else "",
+)
+def test_each_loss_averages_in_its_own_way(loss: GRPOLoss, expected: float) -> None:
+    logprobs_R = torch.tensor([-1.0, -2.0, -3.0])
+    value, _ = loss(logprobs_R, logprobs_R, None, torch.tensor([1.0, -0.5]), SAMPLE_R, ALONE)
+    assert value.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "loss", [GRPOLoss(kl_coeff=0.0), DrGRPOLoss(), DAPOLoss(), GSPOLoss()], ids=lambda value: type(value).__name__
+)
+def test_a_steps_loss_is_the_sum_over_its_groups(loss: GRPOLoss) -> None:
+    logprobs_R = torch.tensor([-1.0, -2.0, -3.0, -0.5, -0.1])
+    old_R = logprobs_R - torch.tensor([1e-4, -2e-4, 3e-4, 1e-4, 0.0])
+    sample_R, advantages_G = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1.0, -0.5, 2.0])
+    size = StepSize(num_samples=3, num_tokens=5, max_new_tokens=4)
+    together, _ = loss(logprobs_R, old_R, None, advantages_G, sample_R, size)
+    first, _ = loss(logprobs_R[:3], old_R[:3], None, advantages_G[:2], sample_R[:3], size)
+    second, _ = loss(logprobs_R[3:], old_R[3:], None, advantages_G[2:], sample_R[3:] - 2, size)
+    torch.testing.assert_close(first + second, together)
+
+
+def test_clip_higher_leaves_more_room_above_than_below() -> None:
+    logprobs_R, old_R = torch.tensor([math.log(1.25), math.log(1.5), math.log(0.7)]), torch.zeros(3)
+    value, means = DAPOLoss()(logprobs_R, old_R, None, torch.tensor([1.0, -1.0]), SAMPLE_R, ALONE)
+    # A=+1: 1.25 is inside (1 + 0.28), 1.5 is cut to 1.28; A=-1: max(0.7, 0.8) = 0.8 costs 0.8
+    assert value.item() == pytest.approx(-(1.25 + 1.28 - 0.8) / 3)
+    assert means["clipped_share"].item() == pytest.approx((0.5 + 1) / 2)
+
+
+def test_gspo_has_one_ratio_a_completion_the_geometric_mean_of_its_tokens() -> None:
+    logprobs_R = torch.tensor([0.3, -0.1, 0.2], requires_grad=True)
+    value, _ = GSPOLoss(epsilon=0.5, epsilon_high=0.5)(
+        logprobs_R, torch.zeros(3), None, torch.tensor([1.0, -1.0]), SAMPLE_R, ALONE
+    )
+    assert value.item() == pytest.approx(-(math.exp(0.1) - math.exp(0.2)) / 2)
+    value.backward()
+    # d exp(mean) / d logprob = exp(mean) / tokens
+    torch.testing.assert_close(
+        logprobs_R.grad, torch.tensor([-math.exp(0.1) / 4, -math.exp(0.1) / 4, math.exp(0.2) / 2])
+    )
+
+
+def test_without_the_deviation_advantages_are_differences_to_the_mean() -> None:
+    rewards_G = torch.tensor([0.0, 0.0, 100.0, math.nan])
+    expected = torch.tensor([-100 / 3, -100 / 3, 200 / 3, 0.0])
+    torch.testing.assert_close(group_advantages(rewards_G, divide_by_std=False), expected)

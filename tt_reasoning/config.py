@@ -7,6 +7,7 @@ into one line and exit status 2.
 from __future__ import annotations
 
 import difflib
+import faulthandler
 import inspect
 import sys
 import types
@@ -178,5 +179,6 @@ def run_recipe(main: Callable[[DictConfig], None]) -> None:
 
     torchtune's own parser does the reading, so every override known from ``tune run`` works.
     """
+    faulthandler.enable()  # should native code abort, the log says where Python was
     with exit_on_mistake():
         main(_parse_arguments((sys.modules[main.__module__].__doc__ or "").split("\n")[0]))

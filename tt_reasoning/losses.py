@@ -1,12 +1,40 @@
-"""Losses as pure tensors, for YAML's ``loss``.
+"""Policy-gradient losses as pure tensors, for YAML's ``loss``: GRPO, Dr. GRPO, DAPO, GSPO.
+
+A loss is called once a group and returns the group's share of the step's loss, so that a step's loss is the
+sum over its groups. What it needs to know of the others is in ``StepSize``. A loss of your own subclasses
+``GRPOLoss``: the recipe reads its ``kl_coeff`` (0: no start model) and ``divide_by_std``.
 
 Shapes: G completions of a prompt, R their tokens one after another, ``sample_R`` the completion of each.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+Means = dict[str, Tensor]
+
+
+class StepSize(NamedTuple):
+    """What a step averages over: all groups of a process, where sharding averages gradients over processes.
+
+    ``num_samples`` completions with ``num_tokens`` tokens (a mean over the processes, so not always whole).
+    """
+
+    num_samples: int
+    num_tokens: float
+    max_new_tokens: int
+
+
+def sum_by_sample(values_R: Tensor, sample_R: Tensor, num_samples: int) -> Tensor:
+    """The sum over each completion's tokens, G of them.
+
+    >>> sum_by_sample(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3).tolist()
+    [4.0, 0.0, 5.0]
+    """
+    return values_R.new_zeros(num_samples).index_add(0, sample_R, values_R)
 
 
 def mean_by_sample(values_R: Tensor, sample_R: Tensor, num_samples: int) -> Tensor:
@@ -15,15 +43,18 @@ def mean_by_sample(values_R: Tensor, sample_R: Tensor, num_samples: int) -> Tens
     >>> mean_by_sample(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3).tolist()
     [2.0, 0.0, 5.0]
     """
-    totals_G = values_R.new_zeros(num_samples).index_add(0, sample_R, values_R)
     counts_G = torch.bincount(sample_R, minlength=num_samples).clamp(min=1)
-    return totals_G / counts_G
+    return sum_by_sample(values_R, sample_R, num_samples) / counts_G
 
 
-def group_advantages(rewards_G: Tensor) -> Tensor:
+def group_advantages(rewards_G: Tensor, *, divide_by_std: bool = True) -> Tensor:
     """(r - mean) / (std + 1e-4) within a group (GRPO, arXiv 2402.03300; the constant of SSA, arXiv 2506.09014).
 
     NaN marks a completion that could not be judged: it is left out of the mean and gets advantage 0.
+
+    Args:
+        divide_by_std: False leaves the difference to the mean (Dr. GRPO, arXiv 2503.20783): dividing favours
+            groups that are nearly all right or all wrong.
 
     >>> group_advantages(torch.tensor([0.0, 100.0, float("nan")]))
     tensor([-0.7071,  0.7071,  0.0000])
@@ -32,42 +63,133 @@ def group_advantages(rewards_G: Tensor) -> Tensor:
     if judged_G.sum() < 2:
         return torch.zeros_like(rewards_G)
     judged = rewards_G[judged_G]
-    return torch.nan_to_num((rewards_G - judged.mean()) / (judged.std() + 1e-4))
+    centred_G = torch.nan_to_num(rewards_G - judged.mean())
+    return centred_G / (judged.std() + 1e-4) if divide_by_std else centred_G
+
+
+def _kl(logprobs_R: Tensor, ref_R: Tensor | None) -> Tensor:
+    """The k3 estimate of KL(policy, reference) a token: exp(d) - d - 1 with d = ref - logprob; 0 without one."""
+    if ref_R is None:
+        return torch.zeros_like(logprobs_R)
+    difference_R = ref_R - logprobs_R
+    return difference_R.exp() - difference_R - 1
 
 
 class GRPOLoss:
     """Clipped policy gradient with a KL penalty to the start model (arXiv 2402.03300, eq. 3 and 4).
 
-    A token's loss is ``-min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A) + kl_coeff * kl`` with
+    A token's loss is ``-min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon_high) * A) + kl_coeff * kl`` with
     ``ratio = exp(logprob - old)`` and the k3 estimator ``kl = exp(ref - logprob) - (ref - logprob) - 1``;
-    tokens are averaged within a completion, completions within the group.
+    tokens are averaged within a completion, completions over the step.
 
     Args:
         epsilon: clip range of the ratio; idle while there is one update a rollout (ratio 1).
+        epsilon_high: its upper side, ``epsilon`` unless given (clip-higher, DAPO, arXiv 2503.14476).
         kl_coeff: weight of the KL term; 0 needs no start model.
+        divide_by_std: whether advantages are divided by the group's deviation (``group_advantages``).
+
+    Example (YAML):
+        ``loss: {_component_: tt_reasoning.losses.GRPOLoss, kl_coeff: 0.01}``
     """
 
-    def __init__(self, epsilon: float = 0.2, kl_coeff: float = 0.01) -> None:
-        self.epsilon, self.kl_coeff = epsilon, kl_coeff
+    def __init__(
+        self,
+        epsilon: float = 0.2,
+        kl_coeff: float = 0.01,
+        epsilon_high: float | None = None,
+        divide_by_std: bool = True,
+    ) -> None:
+        self.epsilon, self.kl_coeff, self.divide_by_std = epsilon, kl_coeff, divide_by_std
+        self.epsilon_high = epsilon if epsilon_high is None else epsilon_high
 
     def __call__(
-        self, logprobs_R: Tensor, old_R: Tensor, ref_R: Tensor | None, advantages_G: Tensor, sample_R: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one group, and the means worth logging (``kl``, ``clipped_share``; detached).
+        self,
+        logprobs_R: Tensor,
+        old_R: Tensor,
+        ref_R: Tensor | None,
+        advantages_G: Tensor,
+        sample_R: Tensor,
+        step: StepSize,
+    ) -> tuple[Tensor, Means]:
+        """The group's share of the step's loss, and its means worth logging (``kl``, ``clipped_share``; detached).
 
         ``ref_R`` may be None when ``kl_coeff`` is 0.
         """
-        num_samples = len(advantages_G)
+        ratio_R = self.ratios(logprobs_R, old_R, sample_R, len(advantages_G))
+        clipped_R = ratio_R.clamp(1 - self.epsilon, 1 + self.epsilon_high)
         advantages_R = advantages_G[sample_R]
-        ratio_R = (logprobs_R - old_R).exp()
-        clipped_R = ratio_R.clamp(1 - self.epsilon, 1 + self.epsilon)
-        loss_R = -torch.minimum(ratio_R * advantages_R, clipped_R * advantages_R)
-        outside_R = (ratio_R != clipped_R).float()
-        kl_R = torch.zeros_like(logprobs_R)
-        if ref_R is not None:
-            kl_R = (ref_R - logprobs_R).exp() - (ref_R - logprobs_R) - 1
-            loss_R = loss_R + self.kl_coeff * kl_R
-        means = {"kl": kl_R, "clipped_share": outside_R}
-        return mean_by_sample(loss_R, sample_R, num_samples).mean(), {
-            name: mean_by_sample(value.detach(), sample_R, num_samples).mean() for name, value in means.items()
+        kl_R = _kl(logprobs_R, ref_R)
+        loss_R = -torch.minimum(ratio_R * advantages_R, clipped_R * advantages_R) + self.kl_coeff * kl_R
+        means = {"kl": kl_R, "clipped_share": (ratio_R != clipped_R).float()}
+        return self.average(loss_R, sample_R, len(advantages_G), step), {
+            name: mean_by_sample(value.detach(), sample_R, len(advantages_G)).mean() for name, value in means.items()
         }
+
+    def ratios(self, logprobs_R: Tensor, old_R: Tensor, sample_R: Tensor, num_samples: int) -> Tensor:
+        """The importance ratio of each token."""
+        return (logprobs_R - old_R).exp()
+
+    def average(self, loss_R: Tensor, sample_R: Tensor, num_samples: int, step: StepSize) -> Tensor:
+        """Tokens within their completion, completions over the step."""
+        return mean_by_sample(loss_R, sample_R, num_samples).sum() / step.num_samples
+
+
+class DrGRPOLoss(GRPOLoss):
+    """GRPO without its two biases (arXiv 2503.20783, "Understanding R1-Zero-Like Training").
+
+    Tokens are added up and divided by the constant ``num_samples * max_new_tokens``, so that a long wrong answer
+    is not punished less than a short one; advantages are not divided by the group's deviation.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.2,
+        kl_coeff: float = 0.0,
+        epsilon_high: float | None = None,
+        divide_by_std: bool = False,
+    ) -> None:
+        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std)
+
+    def average(self, loss_R: Tensor, sample_R: Tensor, num_samples: int, step: StepSize) -> Tensor:
+        """All tokens over a constant."""
+        return loss_R.sum() / (step.num_samples * step.max_new_tokens)
+
+
+class DAPOLoss(GRPOLoss):
+    """Every token of the step weighs the same, and the ratio is clipped higher above (arXiv 2503.14476, eq. 8).
+
+    The paper's values are the defaults: epsilon 0.2, epsilon_high 0.28, no KL term.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.2,
+        kl_coeff: float = 0.0,
+        epsilon_high: float | None = 0.28,
+        divide_by_std: bool = True,
+    ) -> None:
+        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std)
+
+    def average(self, loss_R: Tensor, sample_R: Tensor, num_samples: int, step: StepSize) -> Tensor:
+        """All tokens over the step's tokens."""
+        return loss_R.sum() / step.num_tokens
+
+
+class GSPOLoss(GRPOLoss):
+    """One ratio a completion: the geometric mean of its tokens' ratios (arXiv 2507.18071, eq. 7).
+
+    The ratio is far closer to 1 than a token's, hence the small clip range of the paper.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 3e-4,
+        kl_coeff: float = 0.0,
+        epsilon_high: float | None = 4e-4,
+        divide_by_std: bool = True,
+    ) -> None:
+        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std)
+
+    def ratios(self, logprobs_R: Tensor, old_R: Tensor, sample_R: Tensor, num_samples: int) -> Tensor:
+        """The completion's ratio at each of its tokens."""
+        return mean_by_sample(logprobs_R - old_R, sample_R, num_samples).exp()[sample_R]

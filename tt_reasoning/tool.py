@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ def run_tool(main: Callable[[T], str], arguments: type[T], description: str) -> 
 
     Hyphens and underscores both work in option names; mistakes end as ``exit_on_mistake`` says.
     """
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of extensions that nothing here uses
     args = tyro.cli(arguments, description=description, use_underscores=False)
     with exit_on_mistake():
         print(main(args))

@@ -177,6 +177,14 @@ def sum_over_processes(values: dict[str, float], process: Process) -> dict[str, 
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
+def gather_values(value: float, process: Process) -> list[float]:
+    """A number of every process, in their order, on all of them."""
+    values: list[float] = [value] * process.world_size
+    if process.world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather_rows(rows: list[dict[str, Any]], process: Process) -> list[dict[str, Any]]:
     """The rows of all processes on the main one, in the order of the processes; empty on the others."""
     if process.world_size == 1:

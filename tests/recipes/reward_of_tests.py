@@ -11,3 +11,10 @@ class CharacterReward:
 
     def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
         return {"low": self.low * sum(ord(c) < 80 for c in text) / max(len(text), 1)}
+
+
+class RareReward:
+    """1 for the completions whose bytes add up to a multiple of 5: many groups have equal rewards."""
+
+    def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
+        return {"rare": 1.0} if sum(text.encode()) % 5 == 0 else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -71,6 +72,7 @@ class VllmEngine:
             raise unknown_name("dtype", dtype, _DTYPES)
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
         from vllm import LLM, EngineArgs
         from vllm.platforms import current_platform
 
