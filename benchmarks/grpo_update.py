@@ -82,10 +82,10 @@ class Update:
     advantages_G: Tensor
     device: torch.device
 
-    def run(self, side: str) -> float:
-        """One update; the gradients stay in place. Returns the loss."""
+    def run(self, side: str) -> None:
+        """One update; the gradients stay in place."""
         self.policy.zero_grad(set_to_none=False)
-        return {"shared": self.shared, "separate": self.separate, "lean": self.lean}[side]()
+        {"shared": self.shared, "separate": self.separate, "lean": self.lean}[side]()
 
     def loss(self, logprobs_R: Tensor, reference_R: Tensor, samples: list[int]) -> Tensor:
         """The GRPO loss of some of the completions, all of one length."""
@@ -98,15 +98,15 @@ class Update:
         )
         return loss
 
-    def shared(self) -> float:
+    def shared(self) -> None:
         packed = pack_group(self.prompt, self.completions, self.device)
         with torch.no_grad():
             reference_R = completion_logprobs(self.reference, packed)
-        loss = self.loss(completion_logprobs(self.policy, packed), reference_R, list(range(len(self.completions))))
-        loss.backward()
-        return loss.item()
+        self.loss(
+            completion_logprobs(self.policy, packed), reference_R, list(range(len(self.completions)))
+        ).backward()
 
-    def separate(self) -> float:
+    def separate(self) -> None:
         rows_NT = torch.tensor([self.prompt + completion for completion in self.completions], device=self.device)
         length = rows_NT.shape[1]
         mask_NTT = torch.ones(length, length, dtype=torch.bool, device=self.device).tril().expand(len(rows_NT), -1, -1)
@@ -120,20 +120,14 @@ class Update:
 
         with torch.no_grad():
             reference_R = logprobs(self.reference)
-        loss = self.loss(logprobs(self.policy), reference_R, list(range(len(rows_NT))))
-        loss.backward()
-        return loss.item()
+        self.loss(logprobs(self.policy), reference_R, list(range(len(rows_NT)))).backward()
 
-    def lean(self) -> float:
-        total = 0.0
+    def lean(self) -> None:
         for sample, completion in enumerate(self.completions):
             packed = pack_group(self.prompt, [completion], self.device)._replace(mask_1TT=None)
             with torch.no_grad():
                 reference_R = completion_logprobs(self.reference, packed)
-            loss = self.loss(completion_logprobs(self.policy, packed), reference_R, [sample])
-            loss.backward()
-            total += loss.item()
-        return total
+            self.loss(completion_logprobs(self.policy, packed), reference_R, [sample]).backward()
 
 
 def build(args: Arguments) -> Update:
@@ -215,13 +209,12 @@ def main(args: Arguments) -> None:
         print(peak_mib(update, args.only_memory_of))
         return
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    losses: dict[str, float] = {}
     gradients: dict[str, Tensor] = {}
     for repeat in tqdm(range(args.repeats + 1), desc="updates of each side"):
         for side in SIDES:
             synchronize(update.device)
             start = time.perf_counter()
-            losses[side] = update.run(side)
+            update.run(side)
             synchronize(update.device)
             if repeat:
                 seconds[side].append(time.perf_counter() - start)
@@ -255,7 +248,9 @@ def main(args: Arguments) -> None:
         norm = gradients["separate"].norm()
         figures["gradient_difference"] = ((gradients["shared"] - gradients["separate"]).norm() / norm).item()
     for side in SIDES:
-        print(f"{side:9} {medians[side]:8.2f} s  {memory[side]:9.0f} MiB  loss {losses[side]:+.6f}")
+        print(f"{side:9} {medians[side]:8.2f} s  {memory[side]:9.0f} MiB")
+    if gradients:
+        print(f"gradients of shared and separate differ by {figures['gradient_difference']:.1e} of their norm")
     print(
         f"separate / shared: time {figures['time_ratio']:.2f}x, memory {figures['memory_ratio']:.2f}x; "
         f"lean / shared: time {figures['time_ratio_lean']:.2f}x, memory {figures['memory_ratio_lean']:.2f}x; "
