@@ -9,6 +9,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tt_reasoning.errors import UserError
+from tt_reasoning.hub import load_hub_dataset
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.problems import load_problems
 from tt_reasoning.prompts import Prompt, answer_set_text, get_prompt
@@ -105,13 +106,7 @@ def _set_row(answer_set: AnswerSet) -> Row:
 
 
 def _hub_rows(name: str, split: str) -> Iterable[Row]:
-    import datasets
-
-    try:
-        table = datasets.load_dataset(name, split=split)
-    except (ConnectionError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"dataset.source=hub:{name} cannot be loaded: {reason}") from None
+    table = load_hub_dataset(name, split=split)
     missing = {"question", "answer"} - set(table.column_names)
     if missing:
         raise UserError(f"dataset.source=hub:{name} has no column '{missing.pop()}', only {table.column_names}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tt_reasoning.errors import UserError, unknown_name
+from tt_reasoning.hub import load_hub_dataset
 from tt_reasoning.problems.gsm8k import gsm8k_problem
 from tt_reasoning.problems.math import math500_problem, math_problem
 from tt_reasoning.problems.quickstart import DATA, quickstart_problem
@@ -217,12 +218,9 @@ def _parse(text: bytes, where: str) -> Any:
 
 
 def _read_hub(source: Source, split: str) -> Iterator[tuple[str, Row]]:
-    import datasets
-
     try:
-        rows = datasets.load_dataset(source.hub, source.config, split=split, revision=source.revision)
-    except OSError as error:  # no network, no such dataset or gated: the library's errors are all OSErrors
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{source.hub} did not come from the Hub ({reason}); pass --data-files FILE") from None
+        rows = load_hub_dataset(source.hub, source.config, split=split, revision=source.revision)
+    except UserError as error:
+        raise UserError(f"{error}; pass --data-files FILE with a copy of your own") from None
     for number, row in enumerate(rows, 1):
         yield f"{source.hub} ({split}): row {number}", row
