@@ -18,7 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tt_reasoning.answer_sets import VERDICTS
 from tt_reasoning.errors import UserError
+from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.grading import Fallback, Grader, accuracy, count_reasons
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.store import append_records, lock, read_manifest, read_records, versions, write_json, write_records
@@ -48,7 +50,7 @@ def main(args: Arguments) -> str:
     if not 0 < args.timeout_s < 3600:
         raise UserError(f"--timeout-s {args.timeout_s:g}: give a number of seconds between 0 and 3600")
     read_manifest(args.answers)
-    path = args.answers / "verdicts.jsonl"
+    path = args.answers / VERDICTS
     problems = _read_problems(args.answers)
     answer_ids = _check_answers(args.answers, problems)
 
@@ -58,7 +60,7 @@ def main(args: Arguments) -> str:
         if not args.regrade:
             _check_settings(args)
         graded = set() if args.regrade else {verdict.answer_id for verdict in read_records(path, Verdict)}
-        todo = (answer for answer in read_records(args.answers / "answers.jsonl", Answer) if answer.id not in graded)
+        todo = (answer for answer in read_records(args.answers / ANSWERS, Answer) if answer.id not in graded)
         found = len(graded & answer_ids)
         with tqdm(total=len(answer_ids), initial=found, unit="answer") as bar:
             chunks = _grade(todo, problems, grader, bar)
@@ -72,7 +74,7 @@ def main(args: Arguments) -> str:
 
 
 def _read_problems(folder: Path) -> dict[str, Problem]:
-    problems = {problem.id: problem for problem in read_records(folder / "problems.jsonl", Problem)}
+    problems = {problem.id: problem for problem in read_records(folder / PROBLEMS, Problem)}
     if not problems:
         raise UserError(f"{folder} has no problems.jsonl, or an empty one; run generate_answers with --out {folder}")
     for problem in problems.values():
@@ -84,7 +86,7 @@ def _read_problems(folder: Path) -> dict[str, Problem]:
 def _check_answers(folder: Path, problems: dict[str, Problem]) -> set[str]:
     """The ids of all answers, each of which has its problem and a known prompt."""
     ids = set()
-    for answer in read_records(folder / "answers.jsonl", Answer):
+    for answer in read_records(folder / ANSWERS, Answer):
         if answer.problem_id not in problems:
             raise UserError(
                 f"answer {answer.id} belongs to problem {answer.problem_id}, which {folder}/problems.jsonl lacks; "
@@ -108,7 +110,7 @@ def _check_settings(args: Arguments) -> None:
         old = json.loads(path.read_text(encoding="utf-8"))["arguments"] if path.exists() else None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} cannot be read; pass --regrade to grade anew") from None
-    if old is None and (args.answers / "verdicts.jsonl").exists():
+    if old is None and (args.answers / VERDICTS).exists():
         raise UserError(f"{args.answers} has verdicts without their settings; pass --regrade to grade anew")
     new = _settings(args)["arguments"]
     if old not in (None, new):
@@ -141,7 +143,7 @@ def _replace(args: Arguments, chunks: Iterable[list[Verdict]]) -> None:
     new, settings = args.answers / "verdicts.new.jsonl", args.answers / "verdicts.json"
     write_records(new, (verdict for chunk in chunks for verdict in chunk))
     settings.unlink(missing_ok=True)
-    os.replace(new, args.answers / "verdicts.jsonl")
+    os.replace(new, args.answers / VERDICTS)
     write_json(settings, _settings(args))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,8 +62,8 @@ def pack_group(prompt: Sequence[int], completions: Sequence[Sequence[int]], devi
 
 
 @contextlib.contextmanager
-def _unembed_as(model: TransformerDecoder, read: object) -> Iterator[None]:
-    """Let the model's forward end in ``read(hidden_1TD)`` in place of logits over the whole row.
+def unembed_as(model: TransformerDecoder, read: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the model's forward end in ``read(hidden)`` in place of logits over the whole row.
 
     It stays inside the forward pass, where a sharded model has its output weights gathered.
     """
@@ -106,5 +106,5 @@ def completion_logprobs(
         parts = zip(hidden_RD.split(chunk), group.target_R.split(chunk), strict=True)
         return torch.cat([checkpoint(read_chunk, *part, use_reentrant=False) for part in parts])
 
-    with _unembed_as(model, read), _any_row_length(model):
+    with unembed_as(model, read), _any_row_length(model):
         return model(group.tokens_1T, mask=group.mask_1TT, input_pos=group.positions_1T)

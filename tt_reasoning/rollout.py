@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import MultiHeadAttention, TransformerDecoder
 
+from tt_reasoning.prefix_tree import unembed_as
 from tt_reasoning.types import FinishReason
 
 _CHECK_EVERY = 8  # tokens between two looks at which samples are done: each look waits for the device
@@ -67,17 +68,6 @@ def _kv_caches(model: TransformerDecoder, max_len: int) -> Iterator[list[_KVCach
     finally:
         for layer in layers:
             layer.kv_cache, layer.cache_enabled = None, False
-
-
-@contextlib.contextmanager
-def _last_logits_only(model: TransformerDecoder) -> Iterator[None]:
-    """Logits of the last position alone: a prompt's other rows over the vocabulary are never needed."""
-    whole = model.unembed
-    model.unembed = lambda hidden: whole(hidden[:, -1:])
-    try:
-        yield
-    finally:
-        del model.unembed
 
 
 @contextlib.contextmanager
@@ -206,7 +196,12 @@ def generate(
 
     was_training = model.training
     model.eval()
-    with _gathered(model), _kv_caches(model, total) as caches, _last_logits_only(model):
+    whole_logits = model.unembed
+
+    def last_logits(hidden_BTD: Tensor) -> Tensor:  # the other rows over the vocabulary are never needed
+        return whole_logits(hidden_BTD[:, -1:])
+
+    with _gathered(model), _kv_caches(model, total) as caches, unembed_as(model, last_logits):
         logits_BV = model(tokens_BP, mask=mask_BPP, input_pos=positions_BP)[:, -1]
         for cache in caches:
             cache.repeat(num_samples)
