@@ -124,7 +124,7 @@ class Update:
 
     def lean(self) -> None:
         for sample, completion in enumerate(self.completions):
-            packed = pack_group(self.prompt, [completion], self.device)._replace(mask_1TT=None)
+            packed = pack_group(self.prompt, [completion], self.device)._replace(mask=None)
             with torch.no_grad():
                 reference_R = completion_logprobs(self.reference, packed)
             self.loss(completion_logprobs(self.policy, packed), reference_R, [sample]).backward()

@@ -1,12 +1,13 @@
 """All completions of a prompt in one row, so that a long prompt is computed once instead of G times.
 
-The row is ``prompt, completion 1, ..., completion G``. Positions of every completion start at P; token i
-sees token j when j <= i and j lies in the prompt or in the same completion; the last prompt position
-predicts the first token of every completion. That is the same computation as G separate rows, not an
-approximation: P + G*C tokens instead of G*(P + C). No padding: completions keep their own lengths.
+The row is ``prompt, completion 1, ..., completion G``, and then perhaps another prompt with its own. Positions
+of every completion start at P; token i sees token j when j <= i and j lies in its prompt or in the same
+completion; the last prompt position predicts the first token of every completion. That is the same computation
+as G separate rows, not an approximation: P + G*C tokens instead of G*(P + C). No padding: prompts and completions
+keep their own lengths.
 
-Shapes: P prompt tokens, G completions, R completion tokens of all of them one after another,
-T = P + R tokens of the row, D model width, V vocabulary.
+Shapes: P prompt tokens, G completions of a prompt, R completion tokens of the whole row one after another,
+T tokens of the row, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,43 +23,84 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchtune.modules import TransformerDecoder
 
+from tt_reasoning.attention import AttentionKind, RowMask, Span, accept_row_masks
 
-class PackedGroup(NamedTuple):
-    """One prompt with its completions, laid out as one row."""
+
+class PackedRow(NamedTuple):
+    """One or more prompts with their completions, laid out as one row."""
 
     tokens_1T: Tensor
     positions_1T: Tensor
-    mask_1TT: Tensor  # True: may attend
+    mask: RowMask
     read_R: Tensor  # the position of the row whose logits predict each completion token
     target_R: Tensor  # the completion tokens
-    sample_R: Tensor  # which completion each belongs to, 0..G-1
+    sample_R: Tensor  # which completion of the row each belongs to
 
 
-def pack_group(prompt: Sequence[int], completions: Sequence[Sequence[int]], device: torch.device | str) -> PackedGroup:
-    """Lay a prompt and its completions out as one row.
+def pack_groups(
+    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    device: torch.device | str,
+    attention: AttentionKind = "auto",
+) -> PackedRow:
+    """Lay prompts, each with its completions, out as one row; completions are numbered through the row.
 
-    >>> group = pack_group([7, 8], [[1, 2], [3]], "cpu")
-    >>> group.tokens_1T.tolist(), group.positions_1T.tolist()
-    ([[7, 8, 1, 2, 3]], [[0, 1, 2, 3, 2]])
-    >>> group.read_R.tolist(), group.sample_R.tolist()
-    ([1, 2, 1], [0, 0, 1])
+    >>> row = pack_groups([([7, 8], [[1, 2], [3]]), ([9], [[4]])], "cpu")
+    >>> row.tokens_1T.tolist(), row.positions_1T.tolist()
+    ([[7, 8, 1, 2, 3, 9, 4]], [[0, 1, 2, 3, 2, 0, 1]])
+    >>> row.read_R.tolist(), row.sample_R.tolist()
+    ([1, 2, 1, 5], [0, 0, 1, 2])
     """
-    start, lengths = len(prompt), [len(completion) for completion in completions]
-    target = [token for completion in completions for token in completion]
-    sample_R = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    within_R = torch.cat([torch.arange(length) for length in lengths])
-    row_R = torch.arange(start, start + len(target))
-    owner_T = torch.cat([torch.full((start,), -1), sample_R])
-    slots_T = torch.arange(len(owner_T))
-    mask_TT = (slots_T[:, None] >= slots_T) & ((owner_T == -1) | (owner_T[:, None] == owner_T))
-    return PackedGroup(
-        tokens_1T=torch.tensor([[*prompt, *target]], device=device),
-        positions_1T=torch.cat([torch.arange(start), start + within_R])[None].to(device),
-        mask_1TT=mask_TT[None].to(device),
-        read_R=torch.where(within_R == 0, start - 1, row_R - 1).to(device),
-        target_R=torch.tensor(target, device=device),
-        sample_R=sample_R.to(device),
+    tokens: list[int] = []
+    positions, read, target, sample, spans = [], [], [], [], []
+    count = 0
+    for prompt, completions in groups:
+        start, middle, ends = len(tokens), len(tokens) + len(prompt), []
+        tokens += prompt
+        positions += range(len(prompt))
+        for completion in completions:
+            first = len(tokens)
+            tokens += completion
+            positions += range(len(prompt), len(prompt) + len(completion))
+            read += [middle - 1, *range(first, len(tokens) - 1)][: len(completion)]
+            target += completion
+            sample += [count] * len(completion)
+            ends.append(len(tokens))
+            count += 1
+        spans.append(Span(start, middle, tuple(ends)))
+    return PackedRow(
+        tokens_1T=torch.tensor([tokens], device=device),
+        positions_1T=torch.tensor([positions], device=device),
+        mask=RowMask(spans, torch.device(device), attention),
+        read_R=torch.tensor(read, dtype=torch.long, device=device),
+        target_R=torch.tensor(target, dtype=torch.long, device=device),
+        sample_R=torch.tensor(sample, dtype=torch.long, device=device),
     )
+
+
+def pack_group(prompt: Sequence[int], completions: Sequence[Sequence[int]], device: torch.device | str) -> PackedRow:
+    """The row of one prompt and its completions (``pack_groups``)."""
+    return pack_groups([(prompt, completions)], device)
+
+
+def fill_rows(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
+    """Which groups share a row: first fit, in order, at most ``budget`` tokens a row; None is one group a row.
+
+    A group longer than the budget has a row of its own.
+
+    >>> fill_rows([300, 800, 600], 1000)
+    [[0, 2], [1]]
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for group, length in enumerate(lengths):
+        fitting = next((i for i, left in enumerate(room) if length <= left), None)
+        if fitting is None:
+            rows.append([group])
+            room.append(0 if budget is None else budget - length)
+        else:
+            rows[fitting].append(group)
+            room[fitting] -= length
+    return rows
 
 
 @contextlib.contextmanager
@@ -85,7 +127,7 @@ def _any_row_length(model: TransformerDecoder) -> Iterator[None]:
 
 
 def completion_logprobs(
-    model: TransformerDecoder, group: PackedGroup, *, temperature: float = 1.0, chunk: int = 256
+    model: TransformerDecoder, row: PackedRow, *, temperature: float = 1.0, chunk: int = 256
 ) -> Tensor:
     """Log-probability of every completion token, R of them, in fp32, with gradients.
 
@@ -102,9 +144,10 @@ def completion_logprobs(
         return -F.cross_entropy(logits_CV, target_C, reduction="none")
 
     def read(hidden_1TD: Tensor) -> Tensor:
-        hidden_RD = model.norm(hidden_1TD[0, group.read_R])
-        parts = zip(hidden_RD.split(chunk), group.target_R.split(chunk), strict=True)
+        hidden_RD = model.norm(hidden_1TD[0, row.read_R])
+        parts = zip(hidden_RD.split(chunk), row.target_R.split(chunk), strict=True)
         return torch.cat([checkpoint(read_chunk, *part, use_reentrant=False) for part in parts])
 
+    accept_row_masks(model)
     with unembed_as(model, read), _any_row_length(model):
-        return model(group.tokens_1T, mask=group.mask_1TT, input_pos=group.positions_1T)
+        return model(row.tokens_1T, mask=row.mask, input_pos=row.positions_1T)
