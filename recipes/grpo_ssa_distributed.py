@@ -4,10 +4,12 @@ A step: every process samples ``group_size`` completions for each of its prompts
 each with its group, and moves the policy towards the better ones, held near the start model by a KL term.
 
 How it departs from the paper's code:
-- A prompt and its completions are one row (tt_reasoning.prefix_tree): the long prompt is computed once.
-- Old log-probabilities are the new ones, detached: there is one update a rollout.
+- A prompt and its completions are one row (tt_reasoning.prefix_tree): the long prompt is computed once, and
+  several prompts share a row up to ``pack_tokens``.
+- Old log-probabilities are those of the first update, detached: there is never a pass for them alone.
+- The start model is a second model only where all weights are trained; with LoRA it is the base, adapters off.
 - A completion that the grader cannot judge has no reward and no part in its group's mean; it is counted.
-- Sampling depends on (seed, step, problem, sample) alone, so a resumed run repeats an uninterrupted one.
+- Sampling depends on (seed, place in the data, sample) alone, so a resumed run repeats an uninterrupted one.
 
     tune run --nproc_per_node 4 grpo_ssa_distributed --config configs/3B_rl.yaml
     tune run grpo_ssa_distributed --config configs/135M_rl_cpu.yaml dataset.source=sets/demo max_steps=2
@@ -19,7 +21,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,28 +33,34 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchtune import config
 from torchtune.modules import TransformerDecoder
+from torchtune.training import DummyProfiler
 from tqdm import tqdm
 
 from tt_reasoning.checkpoint import (
-    last_step,
+    agree_on_last_step,
+    mark_best,
     prune_checkpoints,
     remove_torn_checkpoints,
     resume_from,
     save_checkpoint,
 )
-from tt_reasoning.config import Component, check_config, run_recipe
+from tt_reasoning.config import Component, Section, check_config, run_recipe
 from tt_reasoning.datasets import RLDataset, RLExample
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
+from tt_reasoning.lora import is_lora, without_adapters
 from tt_reasoning.losses import StepSize, group_advantages
 from tt_reasoning.models import ChatTokenizer
-from tt_reasoning.prefix_tree import completion_logprobs, pack_group
-from tt_reasoning.rollout import Completion, generate
+from tt_reasoning.prefix_tree import PackedRow, completion_logprobs, fill_rows, pack_groups
+from tt_reasoning.rollout import Completion, NativeRollout, Rollout
+from tt_reasoning.selection import bootstrap_interval
 from tt_reasoning.store import append_records, open_run, read_rows, write_records
 from tt_reasoning.training import (
     Process,
+    arithmetic,
     build_model,
     clip_gradients,
+    from_main,
     gather_rows,
     gather_values,
     pick_dtype,
@@ -68,18 +76,25 @@ KEYS = {
     "output_dir": str,
     "seed": int,
     "device": Literal["auto", "cpu", "cuda"],
-    "dtype": Literal["fp32", "bf16"],
+    "dtype": Literal["fp32", "bf16", "bf16_mixed"],
     "tokenizer": Component(),
     "model": Component(),
     "checkpoint": str,
     "dataset": Component("tokenizer"),
+    "rollout": Component(optional=True),
     "reward": Component(),
+    "mask_truncated_completions": bool | None,
+    "dynamic_sampling": Section({"min_active_groups": int, "max_resample": int}),
     "loss": Component(),
     "optimizer": Component("params"),
     "lr_scheduler": Component("optimizer", "num_training_steps", "last_epoch", optional=True),
     "metric_logger": Component(),
+    "profiler": Component(optional=True),
     "batch_size": int,
     "gradient_accumulation_steps": int,
+    "updates_per_rollout": int | None,
+    "pack_tokens": int | None,
+    "attention": Literal["auto", "split", "flex", "dense", None],
     "group_size": int,
     "max_new_tokens": int,
     "temperature": float,
@@ -90,12 +105,13 @@ KEYS = {
     "enable_activation_checkpointing": bool,
     "save_every_n_steps": int | None,
     "keep_checkpoints": int | None,
+    "evaluation": Section({"dataset": Component("tokenizer"), "every_n_steps": int}),
     "grading_timeout_s": float,
 }
 
 # What may change when a run goes on: no weight depends on it.
-NOT_IDENTITY = ("metric_logger", "save_every_n_steps", "keep_checkpoints")
-METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+NOT_IDENTITY = ("metric_logger", "save_every_n_steps", "keep_checkpoints", "evaluation", "profiler")
+METRICS, COMPLETIONS, EVALUATIONS = "metrics.jsonl", "completions.jsonl", "evaluations.jsonl"
 
 
 @dataclass
@@ -107,8 +123,10 @@ class Run:
     output: Path
     tokenizer: ChatTokenizer
     dataset: RLDataset
+    held_out: RLDataset | None  # evaluated every evaluation.every_n_steps
     policy: TransformerDecoder
-    reference: TransformerDecoder | None  # the frozen start model; None when the loss has no KL term
+    reference: TransformerDecoder | None  # the start model; None when the loss has no KL term
+    rollout: Rollout
     reward: Any
     loss: Any
     optimizer: Optimizer
@@ -117,6 +135,7 @@ class Run:
     grader: Grader
     first_step: int
     num_steps: int
+    position: int = 0  # prompts drawn so far, over all processes
 
 
 @dataclass(frozen=True)
@@ -128,7 +147,24 @@ class Group:
     verdicts: list[Verdict]
     parts: list[dict[str, float]]  # the named parts of each reward
     rewards_G: Tensor  # NaN where the grader could not judge
-    advantages_G: Tensor
+    advantages_G: Tensor  # 0 where the completion is masked
+    masked: list[bool]  # completions that no gradient comes from
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the policy gradient has anything of it."""
+        return bool(self.advantages_G.any())
+
+    @property
+    def trained(self) -> list[Completion]:
+        """The completions, those that are masked without their tokens."""
+        none = Completion([], "", "length", [])
+        return [none if masked else c for c, masked in zip(self.completions, self.masked, strict=True)]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the group in a row."""
+        return len(self.example.prompt_tokens) + sum(len(c.tokens) for c in self.trained)
 
 
 class Stopwatch:
@@ -148,8 +184,7 @@ class Stopwatch:
 
 def count_steps(cfg: DictConfig, num_examples: int, world_size: int) -> int:
     """``max_steps``, or as many as ``epochs`` over the examples take (the last step may begin another epoch)."""
-    per_step = cfg.batch_size * cfg.gradient_accumulation_steps * world_size
-    whole = math.ceil(cfg.epochs * num_examples / per_step)
+    whole = math.ceil(cfg.epochs * num_examples / prompts_a_step(cfg, world_size))
     return whole if cfg.get("max_steps") is None else cfg.max_steps
 
 
@@ -157,10 +192,12 @@ def check_values(cfg: DictConfig) -> None:
     """Refuse numbers that cannot work, naming the key."""
     check_config(cfg, KEYS)
     counts = ("batch_size", "gradient_accumulation_steps", "max_new_tokens", "epochs", "max_steps")
-    counts += ("save_every_n_steps", "keep_checkpoints")
+    counts += ("save_every_n_steps", "keep_checkpoints", "updates_per_rollout", "pack_tokens")
+    counts += ("evaluation.every_n_steps", "dynamic_sampling.min_active_groups", "dynamic_sampling.max_resample")
     for name, least in {"group_size": 2, **dict.fromkeys(counts, 1)}.items():
-        if cfg.get(name) is not None and cfg[name] < least:
-            raise UserError(f"config key {name}: {cfg[name]} is below {least}")
+        value = OmegaConf.select(cfg, name)
+        if value is not None and value < least:
+            raise UserError(f"config key {name}: {value} is below {least}")
     for name in ("clip_grad_norm", "grading_timeout_s"):
         if cfg.get(name) is not None and cfg[name] <= 0:
             raise UserError(f"config key {name}: {cfg[name]} is not above 0")
@@ -170,20 +207,29 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"config key temperature: {cfg.temperature}: GRPO needs samples that differ, so above 0")
 
 
+def prompts_a_step(cfg: DictConfig, world_size: int) -> int:
+    """Prompts of all processes together."""
+    return cfg.batch_size * cfg.gradient_accumulation_steps * world_size
+
+
 def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, tokenizer: ChatTokenizer) -> Run:
     """Build the models and everything around them; go on from the newest checkpoint in ``output``."""
     torch.manual_seed(cfg.seed)
-    dtype = pick_dtype(cfg.dtype)
-    loss = config.instantiate(cfg.loss)
-    logger = build_logger(cfg.metric_logger) if process.is_main else None
+    loss, mixed = config.instantiate(cfg.loss), cfg.dtype == "bf16_mixed"
+    loggers: list[Any] = []
+    run_on_main(process, lambda: loggers.append(build_logger(cfg)))
+    held_out = build_held_out(cfg, dataset, tokenizer)
     policy = build_model(
         cfg.model,
         cfg.checkpoint,
         process,
-        dtype,
+        pick_dtype(cfg.dtype),
         activation_checkpointing=cfg.enable_activation_checkpointing,
+        seed=cfg.seed,
+        mixed=mixed,
     )
-    longest = max(len(example.prompt_tokens) for example in dataset) + cfg.max_new_tokens
+    examples = [*dataset, *(held_out or ())]
+    longest = max(len(example.prompt_tokens) for example in examples) + cfg.max_new_tokens
     if longest > policy.max_seq_len:
         raise UserError(
             f"the longest prompt with max_new_tokens={cfg.max_new_tokens} has {longest} tokens, above the model's "
@@ -191,71 +237,110 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
         )
     reference = None
     if loss.kl_coeff:
-        reference = build_model(cfg.model, cfg.checkpoint, process, dtype, trainable=False)
-    optimizer = config.instantiate(cfg.optimizer, policy.parameters())
+        reference = policy
+        if not is_lora(policy):
+            dtype = pick_dtype(cfg.dtype)
+            reference = build_model(cfg.model, cfg.checkpoint, process, dtype, trainable=False, mixed=mixed)
+    optimizer = config.instantiate(cfg.optimizer, [p for p in policy.parameters() if p.requires_grad])
     num_steps = count_steps(cfg, len(dataset), process.world_size)
     scheduler = None
     if cfg.get("lr_scheduler") is not None:
         scheduler = config.instantiate(cfg.lr_scheduler, optimizer, num_training_steps=num_steps, last_epoch=-1)
-    first_step = last_step(output)
+    first_step, position = agree_on_last_step(output, process), 0
     if first_step:
-        resume_from(output, first_step, policy, optimizer, scheduler, process)
+        position = resume_from(output, first_step, policy, optimizer, scheduler, process)["position"]
+    rollout = NativeRollout(cfg.batch_size) if cfg.get("rollout") is None else config.instantiate(cfg.rollout)
+    stop = dataset.prompt.stop
+    rollout.start(policy, process, tokenizer, checkpoint=cfg.checkpoint, stop=stop, max_len=longest)
     return Run(
         cfg=cfg,
         process=process,
         output=output,
         tokenizer=tokenizer,
         dataset=dataset,
+        held_out=held_out,
         policy=policy,
         reference=reference,
+        rollout=rollout,
         reward=config.instantiate(cfg.reward),
         loss=loss,
         optimizer=optimizer,
         scheduler=scheduler,
-        logger=logger,
+        logger=loggers[0] if process.is_main else None,
         grader=Grader(timeout_s=cfg.grading_timeout_s),
         first_step=first_step,
         num_steps=num_steps,
+        position=position,
     )
 
 
-def build_logger(logger_cfg: DictConfig) -> Any:
-    """The metric logger; a package that it lacks is a user's mistake, found before any weight loads."""
-    try:
-        return config.instantiate(logger_cfg)
-    except ImportError as error:
-        raise UserError(f"config key metric_logger: {str(error).splitlines()[0]}") from None
-
-
-def examples_of_step(run: Run, step: int) -> list[tuple[int, RLExample]]:
-    """This process's examples of a step, each with its place in the endless stream of shuffled epochs."""
-    cfg, (rank, world_size, _) = run.cfg, run.process
-    per_step = cfg.batch_size * cfg.gradient_accumulation_steps * world_size
-    found = []
-    for place in range(step * per_step + rank, (step + 1) * per_step, world_size):
-        epoch, index = divmod(place, len(run.dataset))
-        order = torch.randperm(len(run.dataset), generator=torch.Generator().manual_seed(seed_of(cfg.seed, epoch)))
-        found.append((place, run.dataset[int(order[index])]))
-    return found
-
-
-def roll_out(run: Run, examples: list[tuple[int, RLExample]]) -> list[list[Completion]]:
-    """``group_size`` completions of every example, ``batch_size`` prompts at a time."""
-    cfg, groups = run.cfg, []
-    for start in range(0, len(examples), cfg.batch_size):
-        batch = examples[start : start + cfg.batch_size]
-        groups += generate(
-            run.policy,
-            [example.prompt_tokens for _, example in batch],
-            [[seed_of(cfg.seed, place, sample) for sample in range(cfg.group_size)] for place, _ in batch],
-            max_new_tokens=cfg.max_new_tokens,
-            temperature=cfg.temperature,
-            top_k=cfg.top_k,
-            stop=run.dataset.prompt.stop,
-            stop_tokens=run.tokenizer.stop_tokens,
-            decode=run.tokenizer.decode,
+def build_held_out(cfg: DictConfig, dataset: RLDataset, tokenizer: ChatTokenizer) -> RLDataset | None:
+    """The examples of ``evaluation``, asked with the prompt of training."""
+    if cfg.get("evaluation") is None:
+        return None
+    held_out = config.instantiate(cfg.evaluation.dataset, tokenizer)
+    if held_out.prompt.name != dataset.prompt.name:
+        raise UserError(
+            f"config key evaluation.dataset.prompt: '{held_out.prompt.name}', but training asks with "
+            f"'{dataset.prompt.name}'"
         )
-    return groups
+    return held_out
+
+
+def build_logger(cfg: DictConfig) -> Any:
+    """The metric logger; what it lacks (a package, an account) is found before any weight loads."""
+    try:
+        return config.instantiate(cfg.metric_logger)
+    except Exception as error:  # each logger's package fails in ways of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"config key metric_logger: {reason}") from None
+
+
+def next_examples(run: Run) -> list[tuple[int, RLExample]]:
+    """This process's next prompts, each with its place in the endless stream of shuffled epochs."""
+    cfg, (rank, world_size, _) = run.cfg, run.process
+    end = run.position + prompts_a_step(cfg, world_size)
+    places = range(run.position + rank, end, world_size)
+    run.position = end
+    orders = {}
+    for epoch in {place // len(run.dataset) for place in places}:
+        generator = torch.Generator().manual_seed(seed_of(cfg.seed, epoch))
+        orders[epoch] = torch.randperm(len(run.dataset), generator=generator).tolist()
+    return [(p, run.dataset[orders[p // len(run.dataset)][p % len(run.dataset)]]) for p in places]
+
+
+def sample(run: Run, examples: list[RLExample], seeds: list[list[int]], temperature: float) -> list[list[Completion]]:
+    """As many completions of every example as it has seeds."""
+    with arithmetic(run.cfg.dtype, run.process.device):
+        return run.rollout.generate(
+            [example.prompt_tokens for example in examples],
+            seeds,
+            max_new_tokens=run.cfg.max_new_tokens,
+            temperature=temperature,
+            top_k=run.cfg.top_k,
+        )
+
+
+def collect(run: Run, watch: Stopwatch) -> tuple[list[Group], list[Group]]:
+    """This process's groups of a step, and all that were drawn for it.
+
+    With ``dynamic_sampling`` further prompts are drawn, a whole step's at a time, until ``min_active_groups`` of all
+    processes together have rewards that differ, or ``max_resample`` times; then those with equal rewards make way.
+    """
+    cfg, dynamic = run.cfg, run.cfg.get("dynamic_sampling")
+    drawn: list[Group] = []
+    size = prompts_a_step(cfg, 1)
+    for _ in range(1 + (dynamic.max_resample if dynamic else 0)):
+        with watch.stage("rollout"):
+            examples = next_examples(run)
+            seeds = [[seed_of(cfg.seed, place, i) for i in range(cfg.group_size)] for place, _ in examples]
+            completions = sample(run, [example for _, example in examples], seeds, cfg.temperature)
+        with watch.stage("grade"):
+            drawn += [score(run, example, c) for (_, example), c in zip(examples, completions, strict=True)]
+        active = min(sum(group.is_active for group in drawn), size)
+        if dynamic and sum(gather_values(active, run.process)) >= dynamic.min_active_groups:
+            break
+    return sorted(drawn, key=lambda group: not group.is_active)[:size], drawn
 
 
 def score(run: Run, example: RLExample, completions: list[Completion]) -> Group:
@@ -270,158 +355,276 @@ def score(run: Run, example: RLExample, completions: list[Completion]) -> Group:
         [math.nan if v.correct is None else sum(p.values()) for v, p in zip(verdicts, parts, strict=True)],
         dtype=torch.float64,
     )
+    mask = bool(run.cfg.get("mask_truncated_completions"))
+    masked = [mask and completion.finish_reason == "length" for completion in completions]
     advantages_G = group_advantages(rewards_G, divide_by_std=run.loss.divide_by_std).float()
-    return Group(example, completions, verdicts, parts, rewards_G, advantages_G)
+    advantages_G = advantages_G.masked_fill(torch.tensor(masked), 0)
+    return Group(example, completions, verdicts, parts, rewards_G, advantages_G, masked)
 
 
-def groups_that_count(run: Run, groups: list[Group]) -> list[Group]:
-    """The groups to compute: all with a KL term, else those whose rewards differ, as the others have no gradient.
+def rows_to_compute(run: Run, groups: list[Group]) -> list[list[Group]]:
+    """The groups that share each row: all with a KL term, else the active ones, as the others have no gradient.
 
-    Every process computes as many as the one with the most, since a sharded model's passes are joint.
+    Every process computes as many rows as the one with the most, since a sharded model's passes are joint: groups
+    that were left out fill up, and change nothing; when there are none, rows are split.
     """
-    if run.reference is not None:
-        return groups
-    order = sorted(groups, key=lambda group: not group.advantages_G.any())
-    active = sum(bool(group.advantages_G.any()) for group in groups)
-    return order[: max(gather_values(active, run.process))]
+    chosen = [group for group in groups if run.reference is not None or group.is_active]
+    spare = [group for group in groups if run.reference is None and not group.is_active]
+    packed = fill_rows([group.num_tokens for group in chosen], run.cfg.get("pack_tokens"))
+    rows = [[chosen[i] for i in row] for row in packed]
+    for _ in range(len(rows), int(max(gather_values(len(rows), run.process)))):
+        rows.append([spare.pop() if spare else max(rows, key=len).pop()])
+    return rows
 
 
-def update(run: Run, groups: list[Group], watch: Stopwatch) -> dict[str, float]:
-    """The gradient of one step; returns the sums of what the loss reports, over this process's groups."""
-    cfg, device = run.cfg, run.process.device
-    num_tokens = [sum(len(completion.tokens) for completion in group.completions) for group in groups]
+def pack(run: Run, row: list[Group]) -> tuple[PackedRow, Tensor, Tensor | None]:
+    """A row's tokens, the advantage of each completion, and the log-probabilities that another engine drew with."""
+    device, completions = run.process.device, [c for group in row for c in group.trained]
+    packed = pack_groups(
+        [(group.example.prompt_tokens, [c.tokens for c in group.trained]) for group in row],
+        device,
+        run.cfg.get("attention") or "auto",
+    )
+    sampled_R = None
+    if all(c.logprobs is not None for c in completions):
+        sampled_R = torch.tensor([logprob for c in completions for logprob in c.logprobs or ()], device=device)
+    return packed, torch.cat([group.advantages_G for group in row]).to(device), sampled_R
+
+
+def reference_logprobs(run: Run, packed: PackedRow) -> Tensor | None:
+    """The start model's log-probabilities; None where the loss has no KL term."""
+    if run.reference is None:
+        return None
+    adapters_off = without_adapters(run.policy) if run.reference is run.policy else nullcontext()
+    with torch.no_grad(), adapters_off, arithmetic(run.cfg.dtype, run.process.device):
+        return completion_logprobs(run.reference, packed, temperature=run.cfg.temperature)
+
+
+def update(run: Run, groups: list[Group], step: int, watch: Stopwatch) -> dict[str, float]:
+    """The optimizer steps of one step; returns means over this process's groups and over the updates."""
+    cfg = run.cfg
+    num_tokens = sum(len(c.tokens) for group in groups for c in group.trained)
     size = StepSize(
         num_samples=len(groups) * cfg.group_size,
-        num_tokens=sum(gather_values(sum(num_tokens), run.process)) / run.process.world_size,
+        num_tokens=sum(gather_values(num_tokens, run.process)) / run.process.world_size,
         max_new_tokens=cfg.max_new_tokens,
     )
-    totals: Counter[str] = Counter({"loss": 0.0, "kl": 0.0, "clipped_share": 0.0, "computed_groups": 0})
-    for group in groups_that_count(run, groups):
-        packed = pack_group(group.example.prompt_tokens, [c.tokens for c in group.completions], device)
-        reference_R = None
-        if run.reference is not None:
-            with watch.stage("reference"), torch.no_grad():
-                reference_R = completion_logprobs(run.reference, packed, temperature=cfg.temperature)
-        with watch.stage("update"):
-            logprobs_R = completion_logprobs(run.policy, packed, temperature=cfg.temperature)
-            loss, reported = run.loss(
-                logprobs_R, logprobs_R.detach(), reference_R, group.advantages_G.to(device), packed.sample_R, size
-            )
-            loss.backward()
-            # A step's loss is the sum over its groups; everything else is logged as a mean over them.
-            totals.update({"loss": loss.item() * len(groups), "computed_groups": 1})
-            totals.update({name: value.item() for name, value in reported.items()})
-    return dict(totals)
+    rows = rows_to_compute(run, groups)
+    packed = [pack(run, row) for row in rows]
+    with watch.stage("reference"):
+        references = [reference_logprobs(run, row) for row, _, _ in packed]
+    old: list[Tensor] = []
+    totals: Counter[str] = Counter({"loss": 0.0, "kl": 0.0, "clipped_share": 0.0, "grad_norm": 0.0})
+    num_updates = cfg.get("updates_per_rollout") or 1
+    with watch.stage("update"):
+        for _ in range(num_updates):
+            for i, (row, advantages_G, sampled_R) in enumerate(packed):
+                with arithmetic(cfg.dtype, run.process.device):
+                    logprobs_R = completion_logprobs(run.policy, row, temperature=cfg.temperature)
+                if len(old) == i:
+                    old.append(logprobs_R.detach())
+                loss, means = run.loss(
+                    logprobs_R, old[i], references[i], advantages_G, row.sample_R, size, sampled_R=sampled_R
+                )
+                loss.backward()
+                # A step's loss is the sum over its rows; everything else is logged as a mean over its groups.
+                totals["loss"] += loss.item()
+                totals.update({name: value.item() * len(rows[i]) / len(groups) for name, value in means.items()})
+            totals["grad_norm"] += take_step(run, step, has_gradient=bool(rows))
+    computed = sum(len(row) for row in rows) / len(groups)
+    return {**{name: value / num_updates for name, value in totals.items()}, "computed_share": computed}
+
+
+def take_step(run: Run, step: int, *, has_gradient: bool) -> float:
+    """Clip and apply the gradient; returns its norm before clipping."""
+    grad_norm = clip_gradients(run.policy, run.cfg.get("clip_grad_norm")) if has_gradient else 0.0
+    if not math.isfinite(grad_norm):
+        raise UserError(
+            f"step {step}: the gradient's norm is {grad_norm}; the last checkpoint is sound, "
+            "go on from it in another output_dir with a lower optimizer.lr"
+        )
+    run.optimizer.step()  # without a gradient nothing moves, not even by momentum: there is none, not a zero
+    run.optimizer.zero_grad(set_to_none=True)
+    return grad_norm
 
 
 def train(run: Run) -> None:
     """From the first step that is not in a checkpoint to the last."""
     cfg, process = run.cfg, run.process
-    steps = range(run.first_step, run.num_steps)
-    bar = tqdm(steps, initial=run.first_step, total=run.num_steps, desc="grpo", disable=not process.is_main)
-    for step in bar:
-        watch = Stopwatch(process.device)
-        with watch.stage("rollout"):
-            examples = examples_of_step(run, step)
-            completions = roll_out(run, examples)
-        with watch.stage("grade"):
-            groups = [score(run, example, c) for (_, example), c in zip(examples, completions, strict=True)]
-        losses = update(run, groups, watch)
-        with watch.stage("update"):
-            grad_norm = clip_gradients(run.policy, cfg.get("clip_grad_norm"))
-            if not math.isfinite(grad_norm):
-                raise UserError(
-                    f"step {step + 1}: the gradient's norm is {grad_norm}; the last checkpoint is sound, "
-                    "go on from it in another output_dir with a lower optimizer.lr"
-                )
-            if losses["computed_groups"]:  # else there is no gradient to learn from
-                run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-        lr = run.optimizer.param_groups[0]["lr"]
-        if run.scheduler is not None:
-            run.scheduler.step()
-        metrics = {**summarize(run, groups, losses), "grad_norm": grad_norm, "lr": float(lr)}
-        timing = {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
-        timing["tokens_per_s"] = metrics["tokens"] / sum(watch.seconds.values())
-        rows = gather_rows(list(describe(step + 1, groups)), process)
-        if process.is_main:
-            append_records(run.output / COMPLETIONS, rows)
-            append_records(run.output / METRICS, [{"step": step + 1, **metrics, **timing}])
-            run.logger.log_dict({**metrics, **timing}, step=step + 1)
-            bar.set_postfix(reward=f"{metrics['reward']:.1f}", success=f"{metrics['success']:.2f}")
-        last = step + 1 == run.num_steps
-        if last or (cfg.get("save_every_n_steps") and (step + 1) % cfg.save_every_n_steps == 0):
-            save(run, step + 1)
+    best = best_evaluation(run.output)
+    if run.held_out and not run.first_step:
+        best = evaluate(run, 0)
+    hidden = not process.is_main
+    with (
+        tqdm(initial=run.first_step, total=run.num_steps, desc="grpo", disable=hidden) as bar,
+        profile(run) as profiler,
+    ):
+        for step in range(run.first_step + 1, run.num_steps + 1):
+            watch = Stopwatch(process.device)
+            with watch.stage("sync"):
+                synced = run.rollout.sync()
+            groups, drawn = collect(run, watch)
+            losses = update(run, groups, step, watch)
+            lr = run.optimizer.param_groups[0]["lr"]
+            if run.scheduler is not None:
+                run.scheduler.step()
+            metrics = {**summarize(run, groups, drawn, losses), **synced, "lr": float(lr)}
+            timing = {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
+            timing["tokens_per_s"] = metrics["tokens"] / sum(watch.seconds.values())
+            rows = gather_rows(list(describe(step, drawn)), process)
+            if process.is_main:
+                append_records(run.output / COMPLETIONS, rows)
+                append_records(run.output / METRICS, [{"step": step, **metrics, **timing}])
+                run.logger.log_dict({**metrics, **timing}, step=step)
+                bar.set_postfix(reward=f"{metrics['reward']:.1f}", success=f"{metrics['success']:.2f}")
+            last, is_best = step == run.num_steps, False
+            if run.held_out and (last or step % cfg.evaluation.every_n_steps == 0):
+                run.rollout.sync()
+                found = evaluate(run, step)
+                is_best = best is None or found["accuracy"] > best["accuracy"]
+                best = found if is_best else best
+            if last or is_best or (cfg.get("save_every_n_steps") and step % cfg.save_every_n_steps == 0):
+                save(run, step, best)
+            profiler.step()
+            bar.update()
 
 
-def summarize(run: Run, groups: list[Group], losses: dict[str, float]) -> dict[str, float]:
-    """The metrics of a step over all processes: means over completions or groups, ``tokens`` a sum."""
-    rewards = torch.cat([group.rewards_G for group in groups])
+@contextmanager
+def profile(run: Run) -> Iterator[Any]:
+    """torchtune's profiler while the block runs: the traces of ``profiler.active_steps`` go to its ``output_dir``."""
+    profiler = config.instantiate(run.cfg.profiler)[0] if run.cfg.get("profiler") else DummyProfiler()
+    profiler.start()
+    try:
+        yield profiler
+    finally:
+        profiler.stop()
+
+
+def summarize(run: Run, groups: list[Group], drawn: list[Group], losses: dict[str, float]) -> dict[str, float]:
+    """The metrics of a step over all processes: means over completions or groups; ``tokens``, ``*_groups`` are sums.
+
+    Rewards are of all that was drawn: what ``dynamic_sampling`` leaves out was an answer of the policy too.
+    """
+    rewards = torch.cat([group.rewards_G for group in drawn])
     judged = rewards[~rewards.isnan()]
-    completions = [completion for group in groups for completion in group.completions]
-    parts = sum((Counter(part) for group in groups for part in group.parts), Counter())
-    sums = {
+    completions = [completion for group in drawn for completion in group.completions]
+    parts = sum((Counter(part) for group in drawn for part in group.parts), Counter())
+    per_judged = {
         "reward": judged.sum().item(),
-        "success": sum(v.correct is True for group in groups for v in group.verdicts),
+        "success": sum(v.correct is True for group in drawn for v in group.verdicts),
         **{f"reward/{name}": value for name, value in parts.items()},
+    }
+    per_completion = {
         "completion_tokens": sum(len(completion.tokens) for completion in completions),
         "cut_share": sum(completion.finish_reason == "length" for completion in completions),
-        "judged": len(judged),
-        "equal_reward_groups": sum(not group.advantages_G.any() for group in groups),
-        **losses,
-        "tokens": sum(
-            len(g.example.prompt_tokens) + sum(len(c.tokens) for c in g.completions) for g in groups
-        ),
-        "completions": len(completions),
-        "groups": len(groups),
+        "judged_share": len(judged),
     }
-    total = sum_over_processes(sums, run.process)
-    judged_total, num_completions, num_groups = total["judged"], total.pop("completions"), total.pop("groups")
-    for name in total:
-        if name in ("reward", "success") or name.startswith("reward/"):
-            total[name] /= max(judged_total, 1)
-        elif name in ("completion_tokens", "cut_share", "judged"):
-            total[name] /= num_completions
-        elif name != "tokens":
-            total[name] /= num_groups
-    return {("judged_share" if name == "judged" else name): value for name, value in total.items()}
+    sums = {
+        "tokens": sum(len(g.example.prompt_tokens) + sum(len(c.tokens) for c in g.completions) for g in drawn),
+        "drawn_groups": len(drawn),
+        "active_groups": sum(group.is_active for group in groups),
+    }
+    counts = {"judged": len(judged), "completions": len(completions), "processes": 1}
+    values = [{k: float(v) for k, v in part.items()} for part in (per_judged, per_completion, losses, sums, counts)]
+    *found, total = (sum_over_processes(part, run.process) for part in values)
+    divisors = (max(total["judged"], 1), total["completions"], total["processes"], 1)
+    return {name: value / n for part, n in zip(found, divisors, strict=True) for name, value in part.items()}
+
+
+def evaluate(run: Run, step: int) -> dict[str, Any]:
+    """Greedy answers to the held-out examples: accuracy with its 95 % interval, written to ``evaluations.jsonl``."""
+    rank, world_size, _ = run.process
+    count = len(run.held_out)
+    # Sharded models sample together: every process takes as many, the last ones some twice.
+    places = [place % count for place in range(rank, math.ceil(count / world_size) * world_size, world_size)]
+    examples = [run.held_out[place] for place in places]
+    found = sample(run, examples, [[0]] * len(examples), temperature=0.0)
+    groups = [score(run, example, completions) for example, completions in zip(examples, found, strict=True)]
+    rows = gather_rows([{"place": p, **describe_one(g, 0)} for p, g in zip(places, groups, strict=True)], run.process)
+    by_place = {row["place"]: row for row in rows}
+    result = report_evaluation(run, step, list(by_place.values())) if run.process.is_main else None
+    return from_main(result, run.process)
+
+
+def report_evaluation(run: Run, step: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy over the judged completions of an evaluation, on disk and in the log."""
+    right = [float(row["correct"]) for row in rows if row["correct"] is not None]
+    low, high = bootstrap_interval(right) if right else (0.0, 1.0)
+    result = {
+        "step": step,
+        "accuracy": sum(right) / max(len(right), 1),
+        "low": low,
+        "high": high,
+        "num_problems": len(rows),
+        "judged": len(right),
+        "reward": sum(row["reward"] or 0.0 for row in rows) / max(len(right), 1),
+        "cut_share": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+    }
+    append_records(run.output / EVALUATIONS, [result])
+    run.logger.log_dict({f"eval/{k}": v for k, v in result.items() if k != "step"}, step=step)
+    tqdm.write(
+        f"step {step}: held-out accuracy {result['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {len(right)} problems"
+    )
+    return result
+
+
+def best_evaluation(output: Path) -> dict[str, Any] | None:
+    """The first of the evaluations with the highest accuracy."""
+    if not (output / EVALUATIONS).exists():
+        return None
+    return max(read_rows(output / EVALUATIONS), key=lambda row: row["accuracy"], default=None)
 
 
 def describe(step: int, groups: list[Group]) -> Iterator[dict[str, Any]]:
     """One row a completion, for reading what was rewarded."""
     for group in groups:
-        for i, completion in enumerate(group.completions):
-            reward = group.rewards_G[i].item()
-            yield {
-                "step": step,
-                "problem_id": group.example.problem_id,
-                "sample_index": i,
-                "text": completion.text,
-                "num_tokens": len(completion.tokens),
-                "finish_reason": completion.finish_reason,
-                "reference": group.example.reference,
-                "extracted": group.verdicts[i].extracted,
-                "reason": group.verdicts[i].reason,
-                "reward": None if math.isnan(reward) else reward,
-                "parts": group.parts[i],
-                "advantage": group.advantages_G[i].item(),
-            }
+        for i in range(len(group.completions)):
+            yield {"step": step, **describe_one(group, i), "advantage": group.advantages_G[i].item()}
 
 
-def save(run: Run, step: int) -> None:
+def describe_one(group: Group, i: int) -> dict[str, Any]:
+    """What a completion was and what it earned."""
+    completion, verdict, reward = group.completions[i], group.verdicts[i], group.rewards_G[i].item()
+    return {
+        "problem_id": group.example.problem_id,
+        "sample_index": i,
+        "text": completion.text,
+        "num_tokens": len(completion.tokens),
+        "finish_reason": completion.finish_reason,
+        "reference": group.example.reference,
+        "extracted": verdict.extracted,
+        "correct": verdict.correct,
+        "reason": verdict.reason,
+        "reward": None if math.isnan(reward) else reward,
+        "parts": group.parts[i],
+    }
+
+
+def save(run: Run, step: int, best: dict[str, Any] | None) -> None:
     """A checkpoint that ``evaluate`` and vLLM load as it is, and that the next start goes on from."""
     card = {"recipe": "grpo_ssa_distributed", "prompt": run.dataset.prompt.name, "step": step}
     folder = save_checkpoint(
-        run.output, step, run.policy, run.optimizer, run.scheduler, run.cfg.checkpoint, run.process, card
+        run.output,
+        step,
+        run.policy,
+        run.optimizer,
+        run.scheduler,
+        run.cfg.checkpoint,
+        run.process,
+        card,
+        state={"position": run.position},
     )
     if run.process.is_main:
-        prune_checkpoints(run.output, run.cfg.get("keep_checkpoints"))
+        best_step = best["step"] if best else None
+        if best_step == step:
+            mark_best(run.output, step)
+        prune_checkpoints(run.output, run.cfg.get("keep_checkpoints"), best=best_step)
         tqdm.write(f"saved {folder}")
 
 
 def drop_rows_after(output: Path, step: int) -> None:
     """Drop what a killed run logged past its last checkpoint: those steps are run again."""
-    for name in (METRICS, COMPLETIONS):
+    for name in (METRICS, COMPLETIONS, EVALUATIONS):
         if (output / name).exists():
             write_records(output / name, (row for row in read_rows(output / name) if row["step"] <= step))
 
@@ -431,6 +634,12 @@ def main(cfg: DictConfig) -> None:
     check_values(cfg)
     process = start_process(cfg.device)
     try:
+        wanted = OmegaConf.select(cfg, "dynamic_sampling.min_active_groups")
+        if wanted and wanted > prompts_a_step(cfg, process.world_size):
+            raise UserError(
+                f"config key dynamic_sampling.min_active_groups: {wanted} is above the "
+                f"{prompts_a_step(cfg, process.world_size)} prompts of a step"
+            )
         tokenizer = config.instantiate(cfg.tokenizer)
         dataset = config.instantiate(cfg.dataset, tokenizer)
         output = Path(cfg.output_dir)
@@ -448,22 +657,29 @@ def main(cfg: DictConfig) -> None:
 def train_in(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, tokenizer: ChatTokenizer) -> None:
     """Set up and train, unless the folder holds the finished run."""
     num_steps = count_steps(cfg, len(dataset), process.world_size)
-    if last_step(output) >= num_steps:
+    if agree_on_last_step(output, process) >= num_steps:
         if process.is_main:
             print(f"already trained: {output / f'step_{num_steps}'}; for another run, set another output_dir")
         return
-    run = setup(cfg, process, output, dataset, tokenizer)
-    if process.is_main:
-        drop_rows_after(output, run.first_step)
-        remove_torn_checkpoints(output)
-        skipped = f", {dataset.num_too_long} too long and left out" if dataset.num_too_long else ""
-        start = f"going on from step {run.first_step}" if run.first_step else "from the start"
-        print(f"{len(dataset)} prompts{skipped}; {num_steps} steps on {process.world_size} process(es), {start}")
-    with run.grader:
+    with ExitStack() as held:
+        run = setup(cfg, process, output, dataset, tokenizer)
+        held.callback(run.rollout.close)
+        held.enter_context(run.grader)
+        if process.is_main:
+            drop_rows_after(output, run.first_step)
+            remove_torn_checkpoints(output)
+            skipped = f", {dataset.num_too_long} too long and left out" if dataset.num_too_long else ""
+            start = f"going on from step {run.first_step}" if run.first_step else "from the start"
+            run.logger.log_config(cfg)
+            print(f"{len(dataset)} prompts{skipped}; {num_steps} steps on {process.world_size} process(es), {start}")
         train(run)
-    if process.is_main:
-        run.logger.close()
-        print(f"done: {num_steps} steps -> {output / f'step_{num_steps}'}")
+        if process.is_main:
+            run.logger.close()
+            print(f"done: {num_steps} steps -> {output / f'step_{num_steps}'}")
+            best = best_evaluation(output)
+            if best:
+                where = f"step {best['step']} -> {output / 'best'}" if best["step"] else "the start model"
+                print(f"best on the held-out problems: {best['accuracy']:.1%}, {where}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tt_reasoning.losses import (
     GSPOLoss,
     StepSize,
     group_advantages,
+    importance_weights,
     mean_by_sample,
 )
 
@@ -141,3 +142,52 @@ def test_without_the_deviation_advantages_are_differences_to_the_mean() -> None:
     rewards_G = torch.tensor([0.0, 0.0, 100.0, math.nan])
     expected = torch.tensor([-100 / 3, -100 / 3, 200 / 3, 0.0])
     torch.testing.assert_close(group_advantages(rewards_G, divide_by_std=False), expected)
+
+
+def test_tokens_of_another_engine_weigh_by_the_ratio_of_the_policies_up_to_the_cap() -> None:
+    old_R = torch.tensor([-1.0, -2.0, -3.0])
+    sampled_R = old_R - torch.tensor([math.log(1.5), math.log(0.5), math.log(4.0)])
+    weight_R, ratio_R = importance_weights(old_R, sampled_R, cap=2.0)
+    torch.testing.assert_close(weight_R, torch.tensor([1.5, 0.5, 2.0]))
+    torch.testing.assert_close(ratio_R, torch.tensor([1.5, 0.5, 4.0]))
+
+    logprobs_R = old_R.clone().requires_grad_()
+    loss, means = GRPOLoss(kl_coeff=0.0)(
+        logprobs_R, old_R, None, torch.tensor([1.0, -1.0]), SAMPLE_R, ALONE, sampled_R=sampled_R
+    )
+    # -((1.5 + 0.5) / 2 * 1 + 2.0 * -1) / 2
+    torch.testing.assert_close(loss.detach(), torch.tensor(0.5))
+    loss.backward()
+    torch.testing.assert_close(logprobs_R.grad, torch.tensor([-1.5 / 4, -0.5 / 4, 2.0 / 2]))
+    torch.testing.assert_close(means["importance_ratio"], torch.tensor(((1.5 + 0.5) / 2 + 4.0) / 2))
+    torch.testing.assert_close(means["importance_error"], torch.tensor(((0.5 + 0.5) / 2 + 3.0) / 2))
+    torch.testing.assert_close(means["importance_capped_share"], torch.tensor(0.5))
+
+
+def test_without_a_cap_nothing_is_corrected_but_the_ratio_is_still_told() -> None:
+    logprobs_R = torch.tensor([-1.0, -2.0, -3.0])
+    advantages_G = torch.tensor([1.0, -1.0])
+    plain, _ = GRPOLoss(kl_coeff=0.0)(logprobs_R, logprobs_R, None, advantages_G, SAMPLE_R, ALONE)
+    loss, means = GRPOLoss(kl_coeff=0.0, importance_cap=None)(
+        logprobs_R, logprobs_R, None, advantages_G, SAMPLE_R, ALONE, sampled_R=logprobs_R - 1
+    )
+    assert loss == plain
+    torch.testing.assert_close(means["importance_ratio"], torch.tensor(math.e))
+
+
+def test_the_kl_term_is_not_weighed() -> None:
+    logprobs_R = torch.tensor([-1.0, -2.0, -3.0])
+    losses = [
+        GRPOLoss(kl_coeff=1.0)(
+            logprobs_R, logprobs_R, logprobs_R + 1, torch.zeros(2), SAMPLE_R, ALONE, sampled_R=sampled_R
+        )[0]
+        for sampled_R in (None, logprobs_R - 1)
+    ]
+    assert losses[0] == losses[1] > 0
+
+
+def test_means_are_over_the_completions_that_have_tokens() -> None:
+    logprobs_R = torch.tensor([-1.0, -2.0, -3.0])
+    sample_R = torch.tensor([0, 0, 2])  # completion 1 is masked
+    _, means = GRPOLoss()(logprobs_R, logprobs_R, logprobs_R + 1, torch.zeros(3), sample_R, ALONE)
+    torch.testing.assert_close(means["kl"], torch.tensor(math.e - 2))

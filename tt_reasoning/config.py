@@ -33,14 +33,22 @@ class Component:
         self.given, self.optional = given, optional
 
 
+class Section:
+    """In a recipe's list of keys: a node that may be absent or null, with keys of its own."""
+
+    def __init__(self, keys: Mapping[str, Any]) -> None:
+        self.keys = keys
+
+
 Keys = Mapping[str, Any]
 
 
 def check_config(cfg: DictConfig, keys: Keys) -> None:
     """Check a whole config against a recipe's keys.
 
-    ``keys`` maps every key to a type, a union of types with None for a key that may be absent, a nested
-    mapping, or a ``Component``. Component names are imported and their arguments checked by signature.
+    ``keys`` maps every key to a type, a union of types with None for a key that may be absent, a nested mapping, a
+    ``Section`` (a mapping that may be absent), or a ``Component``. Component names are imported and their arguments
+    checked by signature.
 
     Raises:
         UserError: an unknown key (with the nearest known one), a missing key, a value of another type, a
@@ -69,6 +77,9 @@ def _check_mapping(values: dict[str, Any], keys: Keys, prefix: str) -> None:
             if value is None and wanted.optional:
                 continue
             _check_component(value, path, wanted.given)
+        elif isinstance(wanted, Section):
+            if value is not None:
+                _check_mapping(_mapping(value, path), wanted.keys, f"{path}.")
         elif isinstance(wanted, Mapping):
             _check_mapping(_mapping(value, path), wanted, f"{path}.")
         elif not _is_a(value, wanted):

@@ -1,10 +1,10 @@
 """Policy-gradient losses as pure tensors, for YAML's ``loss``: GRPO, Dr. GRPO, DAPO, GSPO.
 
-A loss is called once a group and returns the group's share of the step's loss, so that a step's loss is the
-sum over its groups. What it needs to know of the others is in ``StepSize``. A loss of your own subclasses
-``GRPOLoss``: the recipe reads its ``kl_coeff`` (0: no start model) and ``divide_by_std``.
+A loss is called once a row (one or more groups) and returns the row's share of the step's loss, so that a step's
+loss is the sum over its rows. What it needs to know of the others is in ``StepSize``. A loss of your own
+subclasses ``GRPOLoss``: the recipe reads its ``kl_coeff`` (0: no start model) and ``divide_by_std``.
 
-Shapes: G completions of a prompt, R their tokens one after another, ``sample_R`` the completion of each.
+Shapes: G completions of the row, R their tokens one after another, ``sample_R`` the completion of each.
 """
 
 from __future__ import annotations
@@ -67,6 +67,24 @@ def group_advantages(rewards_G: Tensor, *, divide_by_std: bool = True) -> Tensor
     return centred_G / (judged.std() + 1e-4) if divide_by_std else centred_G
 
 
+def importance_weights(old_R: Tensor, sampled_R: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """min(exp(old - sampled), cap) a token, and the ratio before the cap, for tokens that another engine drew.
+
+    An engine with other kernels or another dtype draws from a slightly other policy than the one that is trained;
+    the ratio of the two corrects that on average, and the cap bounds its variance (truncated importance sampling,
+    Ionides 2008; for policy gradients IMPALA, arXiv 1802.01561).
+
+    Args:
+        old_R: the trainer's log-probabilities of the tokens under the policy that sampled.
+        sampled_R: the engine's.
+
+    >>> importance_weights(torch.tensor([0.0, -1.0]), torch.tensor([-2.0, -1.0]), cap=2.0)[0].tolist()
+    [2.0, 1.0]
+    """
+    ratio_R = (old_R - sampled_R).exp()
+    return ratio_R.clamp(max=cap), ratio_R
+
+
 def _kl(logprobs_R: Tensor, ref_R: Tensor | None) -> Tensor:
     """The k3 estimate of KL(policy, reference) a token: exp(d) - d - 1 with d = ref - logprob; 0 without one."""
     if ref_R is None:
@@ -78,15 +96,17 @@ def _kl(logprobs_R: Tensor, ref_R: Tensor | None) -> Tensor:
 class GRPOLoss:
     """Clipped policy gradient with a KL penalty to the start model (arXiv 2402.03300, eq. 3 and 4).
 
-    A token's loss is ``-min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon_high) * A) + kl_coeff * kl`` with
+    A token's loss is ``-w * min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon_high) * A) + kl_coeff * kl`` with
     ``ratio = exp(logprob - old)`` and the k3 estimator ``kl = exp(ref - logprob) - (ref - logprob) - 1``;
-    tokens are averaged within a completion, completions over the step.
+    tokens are averaged within a completion, completions over the step. ``w`` is 1 unless another engine sampled
+    (``importance_weights``).
 
     Args:
         epsilon: clip range of the ratio; idle while there is one update a rollout (ratio 1).
         epsilon_high: its upper side, ``epsilon`` unless given (clip-higher, DAPO, arXiv 2503.14476).
         kl_coeff: weight of the KL term; 0 needs no start model.
         divide_by_std: whether advantages are divided by the group's deviation (``group_advantages``).
+        importance_cap: most that a token sampled by another engine may weigh; None does not correct at all.
 
     Example (YAML):
         ``loss: {_component_: tt_reasoning.losses.GRPOLoss, kl_coeff: 0.01}``
@@ -98,9 +118,11 @@ class GRPOLoss:
         kl_coeff: float = 0.01,
         epsilon_high: float | None = None,
         divide_by_std: bool = True,
+        importance_cap: float | None = 2.0,
     ) -> None:
         self.epsilon, self.kl_coeff, self.divide_by_std = epsilon, kl_coeff, divide_by_std
         self.epsilon_high = epsilon if epsilon_high is None else epsilon_high
+        self.importance_cap = importance_cap
 
     def __call__(
         self,
@@ -110,19 +132,37 @@ class GRPOLoss:
         advantages_G: Tensor,
         sample_R: Tensor,
         step: StepSize,
+        sampled_R: Tensor | None = None,
     ) -> tuple[Tensor, Means]:
-        """The group's share of the step's loss, and its means worth logging (``kl``, ``clipped_share``; detached).
+        """A row's share of the step's loss, and its means over completions worth logging, detached.
 
-        ``ref_R`` may be None when ``kl_coeff`` is 0.
+        These are ``kl`` and ``clipped_share``, and with ``sampled_R`` the ``importance_ratio`` before the cap, its
+        distance from 1 (``importance_error``) and the share of tokens that it cuts (``importance_capped_share``).
+
+        Args:
+            ref_R: the start model's log-probabilities; may be None when ``kl_coeff`` is 0.
+            sampled_R: those that another engine drew the tokens with; None where the policy itself sampled.
         """
         ratio_R = self.ratios(logprobs_R, old_R, sample_R, len(advantages_G))
         clipped_R = ratio_R.clamp(1 - self.epsilon, 1 + self.epsilon_high)
         advantages_R = advantages_G[sample_R]
         kl_R = _kl(logprobs_R, ref_R)
-        loss_R = -torch.minimum(ratio_R * advantages_R, clipped_R * advantages_R) + self.kl_coeff * kl_R
+        gain_R = torch.minimum(ratio_R * advantages_R, clipped_R * advantages_R)
         means = {"kl": kl_R, "clipped_share": (ratio_R != clipped_R).float()}
-        return self.average(loss_R, sample_R, len(advantages_G), step), {
-            name: mean_by_sample(value.detach(), sample_R, len(advantages_G)).mean() for name, value in means.items()
+        if sampled_R is not None:
+            cap = float("inf") if self.importance_cap is None else self.importance_cap
+            weight_R, importance_R = importance_weights(old_R, sampled_R, cap)
+            if self.importance_cap is not None:
+                gain_R = gain_R * weight_R
+            means["importance_ratio"] = importance_R
+            means["importance_error"] = (importance_R - 1).abs()
+            means["importance_capped_share"] = (importance_R > cap).float()
+        loss_R = self.kl_coeff * kl_R - gain_R
+        loss = self.average(loss_R, sample_R, len(advantages_G), step)
+        with_tokens = sample_R.unique().numel()  # a masked completion has none and is no part of a mean
+        return loss, {
+            name: mean_by_sample(value.detach(), sample_R, len(advantages_G)).sum() / max(with_tokens, 1)
+            for name, value in means.items()
         }
 
     def ratios(self, logprobs_R: Tensor, old_R: Tensor, sample_R: Tensor, num_samples: int) -> Tensor:
@@ -147,8 +187,9 @@ class DrGRPOLoss(GRPOLoss):
         kl_coeff: float = 0.0,
         epsilon_high: float | None = None,
         divide_by_std: bool = False,
+        importance_cap: float | None = 2.0,
     ) -> None:
-        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std)
+        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std, importance_cap)
 
     def average(self, loss_R: Tensor, sample_R: Tensor, num_samples: int, step: StepSize) -> Tensor:
         """All tokens over a constant."""
@@ -167,8 +208,9 @@ class DAPOLoss(GRPOLoss):
         kl_coeff: float = 0.0,
         epsilon_high: float | None = 0.28,
         divide_by_std: bool = True,
+        importance_cap: float | None = 2.0,
     ) -> None:
-        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std)
+        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std, importance_cap)
 
     def average(self, loss_R: Tensor, sample_R: Tensor, num_samples: int, step: StepSize) -> Tensor:
         """All tokens over the step's tokens."""
@@ -187,8 +229,9 @@ class GSPOLoss(GRPOLoss):
         kl_coeff: float = 0.0,
         epsilon_high: float | None = 4e-4,
         divide_by_std: bool = True,
+        importance_cap: float | None = 2.0,
     ) -> None:
-        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std)
+        super().__init__(epsilon, kl_coeff, epsilon_high, divide_by_std, importance_cap)
 
     def ratios(self, logprobs_R: Tensor, old_R: Tensor, sample_R: Tensor, num_samples: int) -> Tensor:
         """The completion's ratio at each of its tokens."""

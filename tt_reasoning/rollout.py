@@ -4,14 +4,17 @@ Randomness is a function of (seed of the sample, position), not of a generator's
 the same numbers on one process or eight, in any batch, before or after a resume. What it makes of them is
 the same as far as the logits are: another batch shape may round them otherwise (bf16 and GPUs above all).
 
-Shapes: B prompts, G samples a prompt, N = B*G, P tokens of the longest prompt, V vocabulary.
+Samples that are done leave the batch: their rows of the key-value caches and of everything else go.
+
+Shapes: B prompts, G samples a prompt, N = B*G, M rows still in the batch, P tokens of the longest prompt,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,18 +22,132 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import MultiHeadAttention, TransformerDecoder
 
+from tt_reasoning.errors import UserError
+from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.prefix_tree import unembed_as
+from tt_reasoning.training import Process
 from tt_reasoning.types import FinishReason
 
 _CHECK_EVERY = 8  # tokens between two looks at which samples are done: each look waits for the device
+# Rows are dropped once at most this share of the batch is still needed. Copying the others' caches costs about a
+# sixth of a decoding step (SmolLM2-135M, CPU), so an eighth of the rows pays for it well before the next look.
+_KEPT_SHARE = 7 / 8
 
 
 class Completion(NamedTuple):
-    """One sample: its tokens (the ending token included, if it came), its text, and why it ended."""
+    """One sample: its tokens (the ending token included, if it came), its text, and why it ended.
+
+    ``logprobs`` are the log-probabilities that another engine drew the tokens with; None from this one.
+    """
 
     tokens: list[int]
     text: str
     finish_reason: FinishReason
+    logprobs: list[float] | None = None
+
+
+class Rollout(Protocol):
+    """Where a recipe's completions come from. Every process makes one and calls all of it at the same steps."""
+
+    def start(
+        self,
+        policy: TransformerDecoder,
+        process: Process,
+        tokenizer: ChatTokenizer,
+        *,
+        checkpoint: str,
+        stop: Sequence[str],
+        max_len: int,
+    ) -> None:
+        """Get ready to sample from ``policy``, whose Hugging Face folder is ``checkpoint``.
+
+        Args:
+            stop: strings that end a completion and stay in its text.
+            max_len: most tokens of a prompt with its completion.
+        """
+        ...
+
+    def sync(self) -> dict[str, float]:
+        """Take the policy's weights as they are now; returns what is worth logging."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int = 0,
+    ) -> list[list[Completion]]:
+        """As many completions of every prompt as it has seeds; greedy at temperature 0."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class NativeRollout:
+    """Sampling by the model in training itself (``generate``): nothing to hand over, ``batch_size`` prompts at a time.
+
+    Args:
+        batch_size: prompts that decode together, each with all its samples.
+
+    Example (YAML):
+        ``rollout: {_component_: tt_reasoning.rollout.NativeRollout, batch_size: 4}``
+    """
+
+    def __init__(self, batch_size: int = 4) -> None:
+        if batch_size < 1:
+            raise UserError(f"config key rollout.batch_size: {batch_size} is below 1")
+        self.batch_size = batch_size
+
+    def start(
+        self,
+        policy: TransformerDecoder,
+        process: Process,
+        tokenizer: ChatTokenizer,
+        *,
+        checkpoint: str,
+        stop: Sequence[str],
+        max_len: int,
+    ) -> None:
+        """Remember whom to sample from."""
+        self.policy, self.tokenizer, self.stop = policy, tokenizer, stop
+
+    def sync(self) -> dict[str, float]:
+        """Nothing: the policy samples itself."""
+        return {}
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int = 0,
+    ) -> list[list[Completion]]:
+        """As many completions of every prompt as it has seeds; greedy at temperature 0."""
+        found: list[list[Completion]] = []
+        for start in range(0, len(prompts), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            found += generate(
+                self.policy,
+                prompts[batch],
+                seeds[batch],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                stop=self.stop,
+                stop_tokens=self.tokenizer.stop_tokens,
+                decode=self.tokenizer.decode,
+            )
+        return found
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 class _KVCache:
@@ -54,6 +171,11 @@ class _KVCache:
     def repeat(self, times: int) -> None:
         """Every row ``times`` times in place: one prefill serves all samples of its prompt."""
         self.k, self.v = self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0)
+
+    def keep(self, rows_K: Tensor) -> None:
+        """Only these rows; the others' memory is free afterwards."""
+        self.k = self.k.index_select(0, rows_K)
+        self.v = self.v.index_select(0, rows_K)
 
 
 @contextlib.contextmanager
@@ -124,7 +246,7 @@ def sample_tokens(
     if top_p < 1:
         sorted_NV, order_NV = probs_NV.sort(-1, descending=True)
         beyond_NV = sorted_NV.cumsum(-1) - sorted_NV >= top_p
-        probs_NV = probs_NV.masked_fill(beyond_NV.gather(-1, order_NV.argsort(-1)), 0)
+        probs_NV = torch.empty_like(probs_NV).scatter_(-1, order_NV, sorted_NV.masked_fill(beyond_NV, 0))
     cumulative_NV = probs_NV.double().cumsum(-1)
     point_N1 = uniform_N.unsqueeze(-1).double() * cumulative_NV[:, -1:]
     return torch.searchsorted(cumulative_NV, point_N1, right=True).squeeze(-1)
@@ -166,8 +288,10 @@ def generate(
 ) -> list[list[Completion]]:
     """Sample completions of B prompts, as many of each as it has seeds (G, the same for all).
 
-    A completion ends at a stop token, at the first stop string (kept in the text), or at the limit. Under
-    FSDP every process must call it, and all go on until the slowest is done.
+    A completion ends at a stop token, at the first stop string (kept in the text), or at the limit. Every
+    ``_CHECK_EVERY`` tokens the samples that are done leave the batch, if they are at least an eighth of it.
+    Under FSDP every process must call it with the same ``max_new_tokens``, and all go on until the slowest is
+    done; one that has nothing left keeps a single row.
 
     Args:
         prompts: B lists of token ids.
@@ -180,12 +304,11 @@ def generate(
     num_samples = len(seeds[0])
     longest = max(len(prompt) for prompt in prompts)
     total = longest + max_new_tokens
-    ends, stops = torch.tensor(stop_tokens, device=device), set(stop_tokens)
-    seeds_N = torch.tensor(seeds, device=device).flatten()
+    stops = set(stop_tokens)
 
     # Prompts are padded on the left, so that every row writes the same cache slot.
     padding_B = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    tokens_BP = torch.tensor([[stop_tokens[0]] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    tokens_BP = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     slots_T = torch.arange(total, device=device)
     filled_BT = slots_T >= padding_B[:, None]
     # A pad row looks at itself: a row that sees nothing would be NaN and spread through the values.
@@ -205,35 +328,55 @@ def generate(
         logits_BV = model(tokens_BP, mask=mask_BPP, input_pos=positions_BP)[:, -1]
         for cache in caches:
             cache.repeat(num_samples)
-        logits_NV = logits_BV.repeat_interleave(num_samples, 0)
-        padding_N, filled_NT = (x.repeat_interleave(num_samples, 0) for x in (padding_B, filled_BT))
-        out_NC = torch.full((len(seeds_N), max_new_tokens), stop_tokens[0], device=device)
-        done_N = torch.zeros(len(seeds_N), dtype=torch.bool, device=device)
+        logits_MV = logits_BV.repeat_interleave(num_samples, 0)
+        seeds_M = torch.tensor(seeds, device=device).flatten()
+        padding_M, filled_MT = (x.repeat_interleave(num_samples, 0) for x in (padding_B, filled_BT))
+        rows = list(range(len(prompts) * num_samples))  # which sample each row of the batch draws
+        found: list[list[int]] = [[] for _ in rows]
+        done: set[int] = set()
+        unread: list[Tensor] = []
         for step in range(max_new_tokens):
-            token_N = sample_tokens(logits_NV, uniform(seeds_N, step), temperature, top_k, top_p)
-            out_NC[:, step] = torch.where(done_N, out_NC[:, step], token_N)
-            done_N |= torch.isin(token_N, ends)
-            if step + 1 == max_new_tokens:
-                break
-            if (step + 1) % _CHECK_EVERY == 0:
-                if stop:
-                    texts = [decode(row) for row in out_NC[:, : step + 1].tolist()]
-                    done_N |= torch.tensor([any(s in text for s in stop) for text in texts], device=device)
-                if _all_done(done_N):
+            token_M = sample_tokens(logits_MV, uniform(seeds_M, step), temperature, top_k, top_p)
+            unread.append(token_M)
+            last = step + 1 == max_new_tokens
+            if last or (step + 1) % _CHECK_EVERY == 0:
+                for sample, new in zip(rows, torch.stack(unread, 1).tolist(), strict=True):
+                    if sample not in done:
+                        found[sample] += new
+                        if not stops.isdisjoint(new) or _holds(stop, found[sample], decode):
+                            done.add(sample)
+                unread.clear()
+                left = [row for row, sample in enumerate(rows) if sample not in done]
+                if last or _none_left(len(left), device):
                     break
+                # A process that is done keeps a row: the others' forward passes need it.
+                kept = left or [0]
+                if len(kept) <= _KEPT_SHARE * len(rows):
+                    rows, kept_K = [rows[row] for row in kept], torch.tensor(kept, device=device)
+                    for cache in caches:
+                        cache.keep(kept_K)
+                    token_M, seeds_M, padding_M, filled_MT = (
+                        x.index_select(0, kept_K) for x in (token_M, seeds_M, padding_M, filled_MT)
+                    )
             slot = longest + step
-            logits_NV = model(
-                token_N[:, None], mask=filled_NT[:, None, : slot + 1], input_pos=(slot - padding_N)[:, None]
+            logits_MV = model(
+                token_M[:, None], mask=filled_MT[:, None, : slot + 1], input_pos=(slot - padding_M)[:, None]
             )[:, -1]
     model.train(was_training)
-    rows = out_NC[:, : step + 1].tolist()
-    completions = [_cut(row, stops, stop, decode) for row in rows]
+    completions = [_cut(tokens, stops, stop, decode) for tokens in found]
     return [completions[i : i + num_samples] for i in range(0, len(completions), num_samples)]
 
 
-def _all_done(done_N: Tensor) -> bool:
-    """Whether every sample of every process is done."""
-    left = (~done_N).sum()
-    if dist.is_initialized():
-        dist.all_reduce(left)
-    return left.item() == 0
+def _holds(stop: Sequence[str], tokens: list[int], decode: Callable[[list[int]], str]) -> bool:
+    """Whether the text of these tokens has a stop string."""
+    text = decode(tokens) if stop else ""
+    return any(s in text for s in stop)
+
+
+def _none_left(left: int, device: torch.device) -> bool:
+    """Whether every sample of every process is done; ``left`` are those of this process that are not."""
+    if not dist.is_initialized():
+        return left == 0
+    left_everywhere = torch.tensor(left, device=device)
+    dist.all_reduce(left_everywhere)
+    return left_everywhere.item() == 0

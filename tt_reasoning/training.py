@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,19 +13,23 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torchtune import config
-from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
-from torchtune.training import get_shard_conditions, is_distributed, set_activation_checkpointing, shard_model
-from torchtune.training.precision import PRECISION_STR_TO_DTYPE
+from torchtune.modules import MultiHeadAttention, TransformerDecoder, TransformerSelfAttentionLayer
+from torchtune.training import get_shard_conditions, is_distributed, set_activation_checkpointing
 
 from tt_reasoning.errors import UserError
+from tt_reasoning.lora import adapter_names, check_lora, fresh_adapters, lora_layers, merged
 from tt_reasoning.models.weights import StateDict, check_shapes, load_weights
+
+T = TypeVar("T")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_mixed": torch.float32}
 
 
 class Process(NamedTuple):
@@ -83,25 +87,42 @@ def run_on_main(process: Process, check: Callable[[], object]) -> None:
 
     Without it the others would wait for a process that is gone, and end with an error that hides the cause.
     """
-    message: list[str | None] = [None]
+    message: str | None = None
     if process.is_main:
         try:
             check()
         except UserError as error:
-            message = [str(error)]
+            message = str(error)
+    if (said := from_main(message, process)) is not None:
+        raise UserError(said)
+
+
+def from_main(value: T, process: Process) -> T:
+    """The main process's value, on all of them."""
+    values = [value]
     if process.world_size > 1:
-        dist.broadcast_object_list(message)
-    if message[0] is not None:
-        raise UserError(message[0])
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def pick_dtype(name: str) -> torch.dtype:
-    """``bf16`` or ``fp32``, the two that this pack trains in.
+    """What the weights are held in: ``bf16``, ``fp32``, or ``bf16_mixed`` (fp32 weights, bf16 arithmetic).
 
-    >>> pick_dtype("bf16")
-    torch.bfloat16
+    >>> pick_dtype("bf16"), pick_dtype("bf16_mixed")
+    (torch.bfloat16, torch.float32)
     """
-    return PRECISION_STR_TO_DTYPE[name]
+    return _DTYPES[name]
+
+
+def arithmetic(dtype: str, device: torch.device) -> AbstractContextManager[object]:
+    """What forward passes and sampling run inside: bf16 arithmetic for ``bf16_mixed``, nothing for the others.
+
+    Backward runs outside it. The block keeps bf16 copies of the weights while it lasts, so none may hold an
+    optimizer step: one block a forward pass or a rollout.
+    """
+    if dtype == "bf16_mixed":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
 
 
 def build_model(
@@ -112,29 +133,49 @@ def build_model(
     *,
     trainable: bool = True,
     activation_checkpointing: bool = False,
+    seed: int = 0,
+    mixed: bool = False,
 ) -> TransformerDecoder:
     """Build a decoder, load a Hugging Face folder's weights into it, shard it over the processes.
 
     It is built without memory first, so that the shapes are checked before anything is allocated; only
-    the main process reads the weights.
+    the main process reads the weights. Where the config places LoRA adapters, they alone are trained.
+
+    Args:
+        seed: LoRA adapters begin the same for the same seed, on any number of processes.
+        mixed: for ``bf16_mixed`` (with dtype fp32). What is not trained is held in bf16, as nothing is ever
+            added to it, and a sharded model gathers its weights in bf16 and sums its gradients in fp32.
+            Without it ``arithmetic`` alone does, at the memory and the traffic of fp32.
 
     Raises:
-        UserError: weights of another size than the model's.
+        UserError: weights of another size than the model's, LoRA that cannot be trained (``check_lora``).
     """
-    with torch.device("meta"):
-        model = config.instantiate(model_cfg).to(dtype)
+    try:
+        with torch.device("meta"):
+            model = config.instantiate(model_cfg).to(dtype)
+    except UserError:
+        raise
+    except ValueError as error:  # torchtune's builders refuse LoRA on no module, or on tied output weights
+        raise UserError(f"config key model: {error}") from None
+    check_lora(model, model_cfg)
     weights: StateDict = {}
 
     def read() -> None:
         weights.update(load_weights(checkpoint))
         check_shapes(model, weights, checkpoint)
+        weights.update(fresh_adapters(model, seed))
 
     run_on_main(process, read)
-    model.requires_grad_(trainable)
+    adapters = adapter_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable and (not adapters or name in adapters))
+        if mixed and not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    _share_rope(model)
     if activation_checkpointing:
         set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
     if process.world_size > 1:
-        shard_model(model, [partial(get_shard_conditions, names_to_match=None)], cpu_offload=False)
+        _shard(model, mixed)
     model.to_empty(device=process.device)
     for module in model.modules():
         if hasattr(module, "rope_init"):  # not in the state dict, so to_empty left it blank
@@ -144,15 +185,78 @@ def build_model(
     return model.train(trainable)
 
 
-def load_model_state(model: nn.Module, weights: StateDict) -> None:
-    """Load full weights (read on the main process, empty on the others) into a whole or sharded model."""
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
+def _share_rope(model: nn.Module) -> None:
+    """One table of rotations for all layers: torchtune's LoRA builders for Qwen2 make one a layer (34 MB in 7B)."""
+    shared: dict[tuple, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention) and (rope := module.pos_embeddings) is not None:
+            key = (type(rope), rope.dim, rope.base, rope.max_seq_len)
+            module.pos_embeddings = shared.setdefault(key, rope)
+
+
+def _shard(model: nn.Module, mixed: bool) -> None:
+    """FSDP2: a layer is gathered when it runs and let go afterwards (torchtune's shard_model takes no precision)."""
+    policy = MixedPrecisionPolicy()
+    if mixed:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for name, module in reversed(list(model.named_modules())):
+        if get_shard_conditions(name, module):
+            fully_shard(module, reshard_after_forward=True, mp_policy=policy)
+    fully_shard(model, reshard_after_forward=True, mp_policy=policy)
+
+
+def load_model_state(model: nn.Module, weights: StateDict, *, strict: bool = True) -> None:
+    """Load full weights (read on the main process, empty on the others) into a whole or sharded model.
+
+    Args:
+        strict: False leaves what ``weights`` lacks as it is.
+    """
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized(), strict=strict)
     set_model_state_dict(model, weights, options=options)
 
 
 def full_model_state(model: nn.Module) -> StateDict:
-    """The whole weights on the CPU of the main process, empty on the others. Every process must call it."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """The weights as they are used, whole, LoRA merged, on the CPU of the main process; empty on the others.
+
+    Every process must call it. Names and sharing of memory are those of ``deployable_state``.
+    """
+    return _gather_weights(model, keep=not dist.is_initialized() or dist.get_rank() == 0)
+
+
+def deployable_state(model: nn.Module, process: Process) -> StateDict:
+    """The weights as they are used, whole, LoRA merged, on the CPU of the first process of every node.
+
+    Empty on the others. Every process must call it: a sharded parameter is gathered by all of them, one
+    after another, so that the device holds one whole parameter at a time. The names are torchtune's, the
+    values those that ``save_checkpoint`` writes. Where the model itself is on a CPU the tensors may share
+    its memory: copy them to keep them past the next optimizer step.
+    """
+    return _gather_weights(model, keep=process.world_size == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0)
+
+
+def adapter_state(model: nn.Module) -> StateDict:
+    """A and B of every LoRA layer, whole, on the CPU of the main process. Every process must call it."""
+    keep, held = not dist.is_initialized() or dist.get_rank() == 0, model.state_dict()
+    whole = ((name, _whole(held[name])) for name in adapter_names(model))
+    return {name: tensor.cpu() for name, tensor in whole if keep}
+
+
+@torch.no_grad()
+def _gather_weights(model: nn.Module, *, keep: bool) -> StateDict:
+    layers, adapters, held = lora_layers(model), {*adapter_names(model)}, model.state_dict()
+    weights: StateDict = {}
+    for name in (name for name in held if name not in adapters):
+        tensor = _whole(held[name])
+        if (layer := layers.get(layer_name := name.removesuffix(".weight"))) is not None:
+            a_RI, b_OR = (_whole(held[f"{layer_name}.{part}.weight"]) for part in ("lora_a", "lora_b"))
+            tensor = merged(tensor, a_RI, b_OR, layer.alpha / layer.rank) if keep else tensor
+        if keep:
+            weights[name] = tensor.cpu()
+    return weights
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def full_optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

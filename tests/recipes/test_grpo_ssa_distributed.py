@@ -3,80 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
+import random
+import socket
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from grpo_home import TUNE, command, environment, metrics, run, write_home
 from safetensors.torch import load_file
-from tiny import write_tiny_model
 from transformers import AutoModelForCausalLM
-
-from tt_reasoning.store import write_records
-from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling
-
-CONFIG = Path(__file__).parents[2] / "configs" / "135M_rl_cpu.yaml"
-TUNE = [sys.executable, "-m", "torchtune._cli.tune", "run"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and eight answer sets."""
-    home = tmp_path_factory.mktemp("home")
-    write_tiny_model(home / "model")
-    sampling = Sampling(model="m", prompt="answer")
-    sets = []
-    for number in range(8):
-        problem = Problem(source="s", split="train", question=f"What is {number} + 1?", reference=str(number + 1))
-        answers = tuple(
-            Answer(id=f"{number}{i}", problem_id=problem.id, sample_index=i, text=f"The Answer is: {number + i}",
-                   num_tokens=4, finish_reason="stop", sampling=sampling)
-            for i in range(2)
-        )  # fmt: skip
-        sets.append(AnswerSet(id=str(number), problem=problem, answers=answers))
-    (home / "sets").mkdir()
-    write_records(home / "sets" / "sets.jsonl", sets)
-    return home
-
-
-def command(home: Path, output: str, *overrides: str, processes: int = 1) -> list[str]:
-    launcher = ["--nproc_per_node", str(processes)] if processes > 1 else []
-    settings = [
-        f"output_dir={home / output}",
-        f"checkpoint={home / 'model'}",
-        f"dataset.source={home / 'sets'}",
-        "model._component_=tt_reasoning.models.build_from_hf",
-        f"model.path={home / 'model'}",
-        "dataset.prompt=ssa_no_think",
-        "batch_size=1",
-        "group_size=4",
-        "max_new_tokens=8",
-        "optimizer.lr=1e-3",
-        # A random model never writes a tag that is right; the tag itself is what it can learn to earn.
-        "reward._component_=reward_of_tests.CharacterReward",
-        "~reward.think_tag",
-    ]
-    return [*TUNE, *launcher, "grpo_ssa_distributed", "--config", str(CONFIG), *settings, *overrides]
-
-
-def environment() -> dict[str, str]:
-    """This environment, with the reward beside this file importable and one thread a process."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment())
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """What was computed at every step, without the clock."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k} for row in rows]
+    return write_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
@@ -147,25 +91,90 @@ def kill_with_children(process: subprocess.Popen) -> None:
         member.wait(timeout=30)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_goes_on_to_the_same_weights_and_metrics(home: Path, processes: int) -> None:
-    settings = ["max_steps=24", "save_every_n_steps=2"]
-    words = command(home, f"killed_{processes}", *settings, processes=processes)
-    killed, never = home / f"killed_{processes}", home / f"never_{processes}"
+def run_until(words: list[str], is_time: Callable[[], bool]) -> bool:
+    """Start a run and kill it when ``is_time``; whether it was still going then."""
     started = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     deadline = time.monotonic() + 200
-    while not (killed / "step_4").exists() and time.monotonic() < deadline and started.poll() is None:
-        time.sleep(0.002)
-    kill_with_children(started)
-    assert (killed / "step_4").exists() and not (killed / "step_24").exists()
+    while not is_time() and time.monotonic() < deadline and started.poll() is None:
+        time.sleep(0.001)
+    going = started.poll() is None
+    if going:
+        kill_with_children(started)
+    return going
+
+
+def num_logged(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_bytes().splitlines()) if file.exists() else 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_at_random_points_ends_with_the_same_weights_and_metrics(home: Path, processes: int) -> None:
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    settings = ["max_steps=24", "save_every_n_steps=2", "keep_checkpoints=3"]
+    words = command(home, f"killed_{processes}", *settings, processes=processes)
+    killed, never = home / f"killed_{processes}", home / f"never_{processes}"
+    points = [chance.randrange(2, 8), chance.randrange(9, 15), chance.randrange(16, 22)]
+    for number, point in enumerate(points):
+        delay = chance.random() * 0.05
+
+        def is_time(number: int = number, point: int = point, delay: float = delay) -> bool:
+            if num_logged(killed) < point:
+                return False
+            if number == 1:  # in the middle of a checkpoint
+                return bool(list(killed.glob(".step_*.tmp")))
+            time.sleep(delay)
+            return True
+
+        assert run_until(words, is_time), f"ended before it could be killed at step {point}, seed {seed}"
     result = run(words)
     assert result.returncode == 0, result.stderr
     assert "going on from step" in result.stdout
     assert run(command(home, f"never_{processes}", *settings, processes=processes)).returncode == 0
-    assert metrics(killed) == metrics(never) and len(metrics(never)) == 24
+    assert metrics(killed) == metrics(never) and len(metrics(never)) == 24, f"seed {seed}, points {points}"
     assert (killed / "completions.jsonl").read_bytes() == (never / "completions.jsonl").read_bytes()
     weights = [load_file(folder / "step_24" / "model.safetensors") for folder in (killed, never)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert not list(killed.glob(".step_*.tmp"))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(home: Path) -> None:
+    settings = ["max_steps=6", "save_every_n_steps=2", "keep_checkpoints=3"]
+    words = command(home, "damaged", *settings)
+    assert run(words).returncode == 0
+    before = metrics(home / "damaged")
+    weights = (home / "damaged" / "step_6" / "model.safetensors").read_bytes()
+    state = home / "damaged" / "step_6" / "training_state.pt"
+    state.write_bytes(state.read_bytes()[:-1000])
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    assert "step_6" in result.stdout and "going on from step 4" in result.stdout
+    assert metrics(home / "damaged") == before
+    assert (home / "damaged" / "step_6" / "model.safetensors").read_bytes() == weights
+    assert (home / "damaged" / "step_6.damaged").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_nodes_of_one_process_compute_what_two_processes_of_one_node_do(home: Path) -> None:
+    """Two torchrun agents that meet at an endpoint, as on two machines that share a folder."""
+    assert run(command(home, "one_node", "max_steps=3", processes=2)).returncode == 0
+    launcher = ("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "tests")
+    launcher += ("--rdzv_endpoint", f"127.0.0.1:{free_port()}")
+    words = command(home, "two_nodes", "max_steps=3", launcher=launcher)
+    nodes = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert metrics(home / "two_nodes") == metrics(home / "one_node")
+    assert sum("done: 3 steps" in text for text in said) == 1
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -189,9 +198,9 @@ def test_every_loss_is_the_same_on_one_process_and_two(home: Path, loss: str) ->
     two = run(command(home, f"{loss}_2", *settings, processes=2))
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     rows = metrics(home / f"{loss}_1"), metrics(home / f"{loss}_2")
-    assert any(row["grad_norm"] > 0 for row in rows[0]) and any(row["equal_reward_groups"] > 0 for row in rows[0])
+    assert any(row["grad_norm"] > 0 for row in rows[0]) and any(row["active_groups"] < 2 for row in rows[0])
     for row_one, row_two in zip(*rows, strict=True):
-        for name in row_one.keys() - {"computed_groups"}:
+        for name in row_one.keys() - {"computed_share"}:
             assert row_two[name] == pytest.approx(row_one[name], rel=1e-4, abs=1e-5), name
 
 
@@ -222,7 +231,6 @@ def test_a_finished_run_is_not_run_again(home: Path, whole: Path) -> None:
         (["group_size=1"], "config key group_size: 1 is below 2"),
         (["clip_grad_norm=0"], "config key clip_grad_norm: 0 is not above 0"),
         (["max_new_tokens=2000"], "above the model's 2048; lower dataset.max_prompt_tokens or max_new_tokens"),
-        (["metric_logger._component_=torchtune.training.metric_logging.WandBLogger"], "config key metric_logger: "),
         (["dataset.source=nowhere"], "dataset.source=nowhere is no folder of answer sets"),
         (["dataset.prompt=sssa"], "unknown prompt 'sssa': did you mean 'ssa'?"),
         (["dataset.max_prompt_tokens=5"], "all of it (8 prompts) is above max_prompt_tokens=5"),

@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -22,7 +22,10 @@ from tt_reasoning.engines.base import Completion, Request
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.prompts import Rendered
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+if TYPE_CHECKING:
+    from vllm import LLM
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # Read by vLLM and its libraries when they load; what the user has set is left alone.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a scheduler in another process batches by arrival time
@@ -32,6 +35,53 @@ _ENVIRONMENT = {
 }
 # Prefill tokens of one step on a CPU, and the longest sequence there: enough for a set of answers.
 _CPU_TOKENS = 8192
+
+
+def check_vllm(dtype: str) -> None:
+    """Refuse a dtype by another name, or a machine without vLLM (UserError); vLLM itself is not imported."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError('vLLM is not installed: pip install "tt-reasoning[cpu]", or "tt-reasoning[gpu]" with a GPU')
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+
+
+def open_llm(
+    model: str,
+    *,
+    dtype: str,
+    max_model_len: int | None = None,
+    gpu_memory_utilization: float | None = None,
+    **options: Any,
+) -> LLM:
+    """vLLM with a model, set up to be repeatable, and on a CPU as its engine needs it there.
+
+    Args:
+        model, dtype, max_model_len, gpu_memory_utilization: as for ``VllmEngine``.
+        options: more arguments of vLLM's ``LLM``.
+
+    Raises:
+        UserError: vLLM is not installed, or an unknown dtype.
+    """
+    check_vllm(dtype)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    from vllm import LLM, EngineArgs
+    from vllm.platforms import current_platform
+
+    options |= {"dtype": DTYPES[dtype]}
+    if gpu_memory_utilization is not None:
+        options["gpu_memory_utilization"] = gpu_memory_utilization
+    if current_platform.is_cpu():
+        own = EngineArgs(model=model, **options).create_model_config().max_model_len
+        max_model_len = max_model_len or min(own, _CPU_TOKENS)
+        # A seeded request whose prefill is split over two steps kills the engine on a CPU.
+        options |= {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(max_model_len, _CPU_TOKENS),
+        }
+    return LLM(model=model, max_model_len=max_model_len, enable_prefix_caching=True, **options)
 
 
 class VllmEngine:
@@ -64,35 +114,14 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float | None = None,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise UserError(
-                'vLLM is not installed: pip install "tt-reasoning[cpu]", or "tt-reasoning[gpu]" with a GPU'
-            )
-        if dtype not in _DTYPES:
-            raise unknown_name("dtype", dtype, _DTYPES)
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
-        from vllm import LLM, EngineArgs
-        from vllm.platforms import current_platform
-
-        options: dict[str, Any] = {
-            "revision": revision,
-            "dtype": _DTYPES[dtype],
-            "tensor_parallel_size": tensor_parallel_size,
-        }
-        if gpu_memory_utilization is not None:
-            options["gpu_memory_utilization"] = gpu_memory_utilization
-        if current_platform.is_cpu():
-            own = EngineArgs(model=model, **options).create_model_config().max_model_len
-            max_model_len = max_model_len or min(own, _CPU_TOKENS)
-            # A seeded request whose prefill is split over two steps kills the engine on a CPU.
-            options |= {
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(max_model_len, _CPU_TOKENS),
-            }
-        self._llm = LLM(model=model, max_model_len=max_model_len, enable_prefix_caching=True, **options)
+        self._llm = open_llm(
+            model,
+            revision=revision,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+        )
         self._tokenizer = self._llm.get_tokenizer()
         self.max_model_len: int = self._llm.model_config.max_model_len
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchtune.models.llama3_2._component_builders import llama3_2
-from torchtune.models.qwen2._component_builders import qwen2
+from torchtune.models.llama3_2._component_builders import llama3_2, lora_llama3_2
+from torchtune.models.qwen2._component_builders import lora_qwen2, qwen2
 from torchtune.modules import TransformerDecoder
 
 from tt_reasoning.errors import UserError
@@ -25,19 +26,52 @@ _NEEDED = (
 _LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
+_PLAIN: dict[str, Callable[..., TransformerDecoder]] = {"llama": llama3_2, "qwen2": qwen2}
+_WITH_LORA: dict[str, Callable[..., TransformerDecoder]] = {"llama": lora_llama3_2, "qwen2": lora_qwen2}
+_SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "num_layers": 30,
+    "num_heads": 9,
+    "num_kv_heads": 3,
+    "embed_dim": 576,
+    "intermediate_dim": 1536,
+    "max_seq_len": 8192,
+    "rope_base": 100_000,
+    "norm_eps": 1e-5,
+    "scale_factor": 1,
+}
+
+
 def smollm2_135m() -> TransformerDecoder:
     """SmolLM2-135M (base or instruct), from HuggingFaceTB/SmolLM2-135M: a Llama of 30 thin layers."""
-    return llama3_2(
-        vocab_size=49152,
-        num_layers=30,
-        num_heads=9,
-        num_kv_heads=3,
-        embed_dim=576,
-        intermediate_dim=1536,
-        max_seq_len=8192,
-        rope_base=100_000,
-        norm_eps=1e-5,
-        scale_factor=1,
+    return llama3_2(**_SMOLLM2_135M)
+
+
+def lora_smollm2_135m(
+    lora_attn_modules: Sequence[str],
+    apply_lora_to_mlp: bool = False,
+    lora_rank: int = 8,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+) -> TransformerDecoder:
+    """SmolLM2-135M with LoRA, the arguments named as in torchtune's builders.
+
+    Args:
+        lora_attn_modules: which of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj`` of every layer.
+        apply_lora_to_mlp: the three matrices of every MLP as well.
+        lora_alpha: the adapters' product is scaled by ``lora_alpha / lora_rank``.
+        lora_dropout: 0 in this pack's recipes, which refuse another value.
+
+    Example (YAML):
+        ``model: {_component_: tt_reasoning.models.lora_smollm2_135m, lora_attn_modules: [q_proj, v_proj]}``
+    """
+    return lora_llama3_2(
+        list(lora_attn_modules),
+        apply_lora_to_mlp,
+        **_SMOLLM2_135M,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
     )
 
 
@@ -50,6 +84,41 @@ def build_from_hf(path: str) -> TransformerDecoder:
     Example (YAML):
         ``model: {_component_: tt_reasoning.models.build_from_hf, path: models/smollm2-135m}``
     """
+    family, shape = _read_shape(path)
+    return _PLAIN[family](**shape)
+
+
+def lora_from_hf(
+    path: str,
+    lora_attn_modules: Sequence[str],
+    apply_lora_to_mlp: bool = False,
+    apply_lora_to_output: bool = False,
+    lora_rank: int = 8,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+) -> TransformerDecoder:
+    """The decoder of ``build_from_hf`` with LoRA, the arguments named as in torchtune's builders.
+
+    Raises:
+        UserError: as ``build_from_hf``.
+
+    Example (YAML):
+        ``model: {_component_: tt_reasoning.models.lora_from_hf, path: models/m, lora_attn_modules: [q_proj]}``
+    """
+    family, shape = _read_shape(path)
+    return _WITH_LORA[family](
+        list(lora_attn_modules),
+        apply_lora_to_mlp,
+        apply_lora_to_output,
+        **shape,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+    )
+
+
+def _read_shape(path: str) -> tuple[str, dict[str, Any]]:
+    """The family and the builder's arguments for a ``config.json``."""
     config, file = read_hf_config(path), Path(path) / "config.json"
     missing = [name for name in _NEEDED if name not in config]
     if missing:
@@ -74,14 +143,14 @@ def build_from_hf(path: str) -> TransformerDecoder:
     rope_base = rope.get("rope_theta", config.get("rope_theta", 10_000))
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if config["model_type"] == "qwen2" and rope_type == "default":
-        return qwen2(**shape, rope_base=rope_base)
+        return "qwen2", {**shape, "rope_base": rope_base}
     if config["model_type"] == "llama" and rope_type == "default":
-        return llama3_2(**shape, rope_base=rope_base, scale_factor=1)
+        return "llama", {**shape, "rope_base": rope_base, "scale_factor": 1}
     if config["model_type"] == "llama" and rope_type == "llama3":
         for name, value in _LLAMA3_SCALING.items():
             if scaling.get(name) != value:
                 raise UserError(f"{file}: rope scaling has {name} {scaling.get(name)}, torchtune's is fixed at {value}")
-        return llama3_2(**shape, rope_base=rope_base, scale_factor=scaling["factor"])
+        return "llama", {**shape, "rope_base": rope_base, "scale_factor": scaling["factor"]}
     raise UserError(
         f"{file}: model_type '{config['model_type']}' with rope type '{rope_type}' "
         "is not supported; llama and qwen2 are"

@@ -11,10 +11,13 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune, qwen2_tune_to_hf
+from torchtune.modules.peft import get_adapter_params
 
 from tt_reasoning.errors import UserError
 
 StateDict = dict[str, torch.Tensor]
+TO_HF = {"llama": tune_to_hf, "qwen2": qwen2_tune_to_hf}
+_FROM_HF = {"llama": hf_to_tune, "qwen2": qwen2_hf_to_tune}
 
 
 def read_hf_config(path: str | Path) -> dict[str, Any]:
@@ -31,7 +34,8 @@ def read_hf_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{file}: not JSON: {error}") from None
 
 
-def _head_shape(config: dict[str, Any]) -> dict[str, Any]:
+def head_shape(config: dict[str, Any]) -> dict[str, Any]:
+    """What the converters need to know of a ``config.json``."""
     return {
         "num_heads": config["num_attention_heads"],
         "num_kv_heads": config.get("num_key_value_heads", config["num_attention_heads"]),
@@ -59,19 +63,20 @@ def load_weights(path: str | Path) -> StateDict:
             raise UserError(f"{file}: damaged: {error}") from None
     if config.get("tie_word_embeddings"):
         weights.pop("lm_head.weight", None)
-    convert = {"llama": hf_to_tune, "qwen2": qwen2_hf_to_tune}.get(config["model_type"])
+    convert = _FROM_HF.get(config["model_type"])
     if convert is None:
         raise UserError(f"{folder}: model_type '{config['model_type']}' is not supported; llama and qwen2 are")
-    return convert(weights, **_head_shape(config))
+    return convert(weights, **head_shape(config))
 
 
 def check_shapes(model: torch.nn.Module, weights: StateDict, path: str | Path) -> None:
-    """Refuse weights of another size before they are loaded.
+    """Refuse weights of another size before they are loaded; LoRA adapters are none of a checkpoint's weights.
 
     Raises:
         UserError: names the first tensor that is missing, left over, or of another shape.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    adapters = get_adapter_params(model)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in adapters}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
@@ -84,6 +89,5 @@ def check_shapes(model: torch.nn.Module, weights: StateDict, path: str | Path) -
 def save_weights(weights: StateDict, source: str | Path, folder: str | Path) -> None:
     """Write torchtune weights as safetensors into ``folder``, shaped by the ``config.json`` of ``source``."""
     config = read_hf_config(source)
-    convert = {"llama": tune_to_hf, "qwen2": qwen2_tune_to_hf}[config["model_type"]]
-    converted = convert(weights, **_head_shape(config))
+    converted = TO_HF[config["model_type"]](weights, **head_shape(config))
     save_torch_state_dict({k: v.contiguous() for k, v in converted.items()}, folder, metadata={"format": "pt"})

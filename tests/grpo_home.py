@@ -1,0 +1,103 @@
+"""A folder with a tiny model and answer sets, and the recipe's config over it: for the tests of the GRPO recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grpo_ssa_distributed
+from omegaconf import DictConfig, OmegaConf
+from tiny import write_tiny_model
+
+from tt_reasoning.store import write_records
+from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling
+
+CONFIG = Path(__file__).parents[1] / "configs" / "135M_rl_cpu.yaml"
+TUNE = [sys.executable, "-m", "torchtune._cli.tune", "run"]
+
+
+def write_home(home: Path) -> Path:
+    """A tiny model in ``home/model`` and eight answer sets in ``home/sets``."""
+    write_tiny_model(home / "model")
+    sampling = Sampling(model="m", prompt="answer")
+    sets = []
+    for number in range(8):
+        problem = Problem(source="s", split="train", question=f"What is {number} + 1?", reference=str(number + 1))
+        answers = tuple(
+            Answer(
+                id=f"{number}{i}",
+                problem_id=problem.id,
+                sample_index=i,
+                text=f"The Answer is: {number + i}",
+                num_tokens=4,
+                finish_reason="stop",
+                sampling=sampling,
+            )
+            for i in range(2)
+        )
+        sets.append(AnswerSet(id=str(number), problem=problem, answers=answers))
+    (home / "sets").mkdir()
+    write_records(home / "sets" / "sets.jsonl", sets)
+    return home
+
+
+def settings(home: Path, output: str) -> list[str]:
+    """Overrides of ``135M_rl_cpu`` that make it tiny."""
+    return [
+        f"output_dir={home / output}",
+        f"checkpoint={home / 'model'}",
+        f"dataset.source={home / 'sets'}",
+        "model._component_=tt_reasoning.models.build_from_hf",
+        f"model.path={home / 'model'}",
+        "dataset.prompt=ssa_no_think",
+        "batch_size=1",
+        "group_size=4",
+        "max_new_tokens=8",
+        "optimizer.lr=1e-3",
+        # A random model never writes a tag that is right; the tag itself is what it can learn to earn.
+        "reward._component_=reward_of_tests.CharacterReward",
+        "~reward.think_tag",
+    ]
+
+
+def command(home: Path, output: str, *overrides: str, processes: int = 1, launcher: tuple[str, ...] = ()) -> list[str]:
+    """The recipe through ``tune run``, as a user starts it."""
+    words = list(launcher) or (["--nproc_per_node", str(processes)] if processes > 1 else [])
+    return [*TUNE, *words, "grpo_ssa_distributed", "--config", str(CONFIG), *settings(home, output), *overrides]
+
+
+def environment() -> dict[str, str]:
+    """This environment, with the rewards beside this file importable and one thread a process."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment())
+
+
+def run_here(home: Path, output: str, *overrides: str) -> Path:
+    """The recipe in this process, which saves its start; returns the output folder."""
+    words = [*settings(home, output), *overrides]
+    cfg = OmegaConf.merge(OmegaConf.load(CONFIG), OmegaConf.from_dotlist([w for w in words if w[0] != "~"]))
+    assert isinstance(cfg, DictConfig)
+    for word in words:
+        if word[0] == "~":
+            parent, _, name = word[1:].rpartition(".")
+            del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
+    grpo_ssa_distributed.main(cfg)
+    return home / output
+
+
+def rows_of(file: Path) -> list[dict]:
+    """The rows of a JSON lines file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """What was computed at every step, without the clock."""
+    rows = rows_of(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k} for row in rows]
