@@ -19,9 +19,9 @@ CONFIG = Path(__file__).parents[1] / "configs" / "135M_rl_cpu.yaml"
 TUNE = [sys.executable, "-m", "torchtune._cli.tune", "run"]
 
 
-def write_home(home: Path) -> Path:
+def write_home(home: Path, hidden_size: int = 32) -> Path:
     """A tiny model in ``home/model`` and eight answer sets in ``home/sets``."""
-    write_tiny_model(home / "model")
+    write_tiny_model(home / "model", hidden_size=hidden_size)
     sampling = Sampling(model="m", prompt="answer")
     sets = []
     for number in range(8):

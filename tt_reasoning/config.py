@@ -173,7 +173,11 @@ def _parse_arguments(description: str) -> DictConfig:
     parser = TuneRecipeArgumentParser(description=description)
     try:
         yaml_args, overrides = parser.parse_known_args()
-        return _merge_yaml_and_cli_args(yaml_args, overrides)
+        cfg = _merge_yaml_and_cli_args(yaml_args, overrides)
+        for name, node in cfg.items():  # torchtune reads `lr_scheduler=null` as a component without a name
+            if isinstance(node, DictConfig) and node.get("_component_", "") is None:
+                cfg[name] = None
+        return cfg
     except FileNotFoundError as error:
         file = Path(error.filename)
         shown, name = (file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file), file.stem

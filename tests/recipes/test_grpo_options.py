@@ -258,6 +258,24 @@ def test_mixed_precision_keeps_what_bf16_weights_round_away(home: Path) -> None:
     assert changed["bf16"] < 0.1 and changed["bf16_mixed"] > 0.9
 
 
+def test_vllm_samples_for_two_processes_and_follows_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    write_home(tmp_path, hidden_size=128)  # vLLM's attention on a CPU needs heads of 32
+    engine = ["rollout._component_=tt_reasoning.vllm_rollout.VllmRollout", "~rollout.batch_size", "rollout.dtype=fp32"]
+    options = [*engine, "max_steps=3", "optimizer.lr=1e-2", "lr_scheduler=null"]
+    result = run(command(tmp_path, "vllm", *options, processes=2))
+    assert result.returncode == 0, result.stderr
+    rows = metrics(tmp_path / "vllm")
+    assert len(rows) == 3 and all(row["grad_norm"] > 0 for row in rows)
+    # Each step's weights are another policy's: the engine draws from the newest, or the ratio would show it.
+    assert all(row["sync_logprob_difference"] < 1e-4 for row in rows)
+    assert all(row["importance_error"] < 1e-3 and row["importance_capped_share"] == 0 for row in rows)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "vllm/step_3"))
+    assert max((before[name] - after[name]).abs().max() for name in before) > 0.02
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
