@@ -103,10 +103,10 @@ def test_a_finished_sample_leaves_the_batch(model: TransformerDecoder, folder: P
     options = {"max_new_tokens": 60, "seeds": [[0, 1, 2, 3], [100, 101, 102, 103]], **ENDS}
     lengths = [len(c.tokens) for group in draw(model, folder, PROMPTS[:2], **options) for c in group]
     assert len(set(lengths)) > 4
-    # Two prompts, then one pass a further token over the samples that were longer at the last look, every 8 tokens.
+    # A row of both prompts, then a pass a further token over the samples longer at the last look, every 8 tokens.
     # Of eight rows or fewer a single one is an eighth, so each leaves at once.
     passes = min(60, -(-max(lengths) // 8) * 8) - 1
-    expected = [2] + [sum(length > drawn // 8 * 8 or drawn < 8 for length in lengths) for drawn in range(1, passes + 1)]
+    expected = [1] + [sum(length > drawn // 8 * 8 or drawn < 8 for length in lengths) for drawn in range(1, passes + 1)]
     assert batch_sizes(model, folder, PROMPTS[:2], **options) == expected
 
 

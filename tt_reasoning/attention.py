@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,12 +39,19 @@ class Span(NamedTuple):
 
     def completions(self) -> list[slice]:
         """The slice of every completion that is not empty."""
-        starts = (self.middle, *self.ends[:-1])
-        return [slice(a, b) for a, b in zip(starts, self.ends, strict=True) if a < b]
+        return [slice(a, b) for a, b in pairwise((self.middle, *self.ends)) if a < b]
 
 
-class RowMask:
-    """Which token of a row sees which; stands where a torchtune decoder takes its ``mask``.
+class LayerMask:
+    """What stands where a torchtune decoder takes its ``mask`` and computes a layer's attention itself."""
+
+    def attend(self, layer: MultiHeadAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The layer's attention. Shapes: all [N, H, T, E], as is what it returns."""
+        raise NotImplementedError
+
+
+class RowMask(LayerMask):
+    """Which token of a row sees which.
 
     Args:
         spans: the groups, one after another from 0 to T.
@@ -55,8 +63,15 @@ class RowMask:
         self._block: BlockMask | None = None
         self._dense: Tensor | None = None
 
+    def attend(self, layer: MultiHeadAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same in every layer."""
+        return self(q, k, v)
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the row. Shapes: all [1, H, T, E]."""
+        if not any(span.completions() for span in self.spans):  # prompts alone are plain causal attention
+            parts = [[x[:, :, span.start : span.middle] for x in (q, k, v)] for span in self.spans]
+            return torch.cat([F.scaled_dot_product_attention(*part, is_causal=True) for part in parts], 2)
         kind = self.kind
         if kind == "auto":
             kind = "split" if q.device.type == "cpu" else "flex" if _flex_works(q.device, q.dtype) else "dense"
@@ -180,23 +195,23 @@ def _part(q: Tensor, k: Tensor, v: Tensor, rows: slice, columns: slice, *, causa
     return _flash(q[:, :, rows], k[:, :, columns], v[:, :, columns], 0.0, causal)
 
 
-class _WithRowMasks:
-    """A layer's attention that knows ``RowMask`` beside what it knew before."""
+class _WithLayerMasks:
+    """A layer's attention that knows ``LayerMask`` beside what it knew before."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, layer: MultiHeadAttention) -> None:
+        self.layer, self.inner = layer, layer._attention_call
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Any, dropout_p: float, is_causal: bool) -> Tensor:
-        if isinstance(mask, RowMask):
-            return mask(q, k, v)
+        if isinstance(mask, LayerMask):
+            return mask.attend(self.layer, q, k, v)
         return self.inner(q, k, v, mask=mask, dropout_p=dropout_p, is_causal=is_causal)
 
 
-def accept_row_masks(model: TransformerDecoder) -> None:
-    """Let every attention layer of a torchtune decoder take a ``RowMask`` as its mask.
+def accept_layer_masks(model: TransformerDecoder) -> None:
+    """Let every attention layer of a torchtune decoder take a ``LayerMask`` as its mask.
 
     It stays for good: activation checkpointing calls the layers again in backward.
     """
     for module in model.modules():
-        if isinstance(module, MultiHeadAttention) and not isinstance(module._attention_call, _WithRowMasks):
-            module._attention_call = _WithRowMasks(module._attention_call)
+        if isinstance(module, MultiHeadAttention) and not isinstance(module._attention_call, _WithLayerMasks):
+            module._attention_call = _WithLayerMasks(module)

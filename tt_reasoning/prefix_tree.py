@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchtune.modules import TransformerDecoder
 
-from tt_reasoning.attention import AttentionKind, RowMask, Span, accept_row_masks
+from tt_reasoning.attention import AttentionKind, RowMask, Span, accept_layer_masks
 
 
 class PackedRow(NamedTuple):
@@ -117,7 +117,7 @@ def unembed_as(model: TransformerDecoder, read: Callable[[Tensor], Tensor]) -> I
 
 
 @contextlib.contextmanager
-def _any_row_length(model: TransformerDecoder) -> Iterator[None]:
+def any_row_length(model: TransformerDecoder) -> Iterator[None]:
     """Lift the model's check of the row's length: positions restart in the row, and only they are limited."""
     limit, model.max_seq_len = model.max_seq_len, sys.maxsize
     try:
@@ -148,6 +148,6 @@ def completion_logprobs(
         parts = zip(hidden_RD.split(chunk), row.target_R.split(chunk), strict=True)
         return torch.cat([checkpoint(read_chunk, *part, use_reentrant=False) for part in parts])
 
-    accept_row_masks(model)
-    with unembed_as(model, read), _any_row_length(model):
+    accept_layer_masks(model)
+    with unembed_as(model, read), any_row_length(model):
         return model(row.tokens_1T, mask=row.mask, input_pos=row.positions_1T)

@@ -13,6 +13,7 @@ V vocabulary.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -22,9 +23,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import MultiHeadAttention, TransformerDecoder
 
+from tt_reasoning.attention import accept_layer_masks
+from tt_reasoning.decoding import DecodingMask, LayerCache
 from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
-from tt_reasoning.prefix_tree import unembed_as
+from tt_reasoning.prefix_tree import any_row_length, pack_groups, unembed_as
 from tt_reasoning.training import Process
 from tt_reasoning.types import FinishReason
 
@@ -150,39 +153,12 @@ class NativeRollout:
         """Nothing to free."""
 
 
-class _KVCache:
-    """Keys and values of one attention layer, [N, heads, length, dim]; hands out the filled part only."""
-
-    def __init__(self, max_len: int) -> None:
-        self.max_len, self.size = max_len, 0
-        self.k = self.v = None
-
-    def update(self, k_new: Tensor, v_new: Tensor) -> tuple[Tensor, Tensor]:
-        """Append along the length; the first call allocates."""
-        if self.k is None:
-            shape = (*k_new.shape[:2], self.max_len, k_new.shape[3])
-            self.k, self.v = k_new.new_zeros(shape), v_new.new_zeros(shape)
-        end = self.size + k_new.shape[2]
-        assert end <= self.max_len, f"{end} tokens in a cache of {self.max_len}"
-        self.k[:, :, self.size : end], self.v[:, :, self.size : end] = k_new, v_new
-        self.size = end
-        return self.k[:, :, :end], self.v[:, :, :end]
-
-    def repeat(self, times: int) -> None:
-        """Every row ``times`` times in place: one prefill serves all samples of its prompt."""
-        self.k, self.v = self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0)
-
-    def keep(self, rows_K: Tensor) -> None:
-        """Only these rows; the others' memory is free afterwards."""
-        self.k = self.k.index_select(0, rows_K)
-        self.v = self.v.index_select(0, rows_K)
-
-
 @contextlib.contextmanager
-def _kv_caches(model: TransformerDecoder, max_len: int) -> Iterator[list[_KVCache]]:
+def _layer_caches(model: TransformerDecoder, max_new_tokens: int) -> Iterator[list[LayerCache]]:
     """Fresh caches in every attention layer while the block runs, none afterwards."""
+    accept_layer_masks(model)
     layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    caches = [_KVCache(max_len) for _ in layers]
+    caches = [LayerCache(max_new_tokens) for _ in layers]
     for layer, cache in zip(layers, caches, strict=True):
         layer.kv_cache, layer.cache_enabled = cache, True
     try:
@@ -302,35 +278,26 @@ def generate(
     """
     device = next(model.parameters()).device
     num_samples = len(seeds[0])
-    longest = max(len(prompt) for prompt in prompts)
-    total = longest + max_new_tokens
+    lengths, counts = [len(prompt) for prompt in prompts], [num_samples] * len(prompts)
     stops = set(stop_tokens)
-
-    # Prompts are padded on the left, so that every row writes the same cache slot.
-    padding_B = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    tokens_BP = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    slots_T = torch.arange(total, device=device)
-    filled_BT = slots_T >= padding_B[:, None]
-    # A pad row looks at itself: a row that sees nothing would be NaN and spread through the values.
-    diagonal_PP = torch.eye(longest, dtype=torch.bool, device=device)
-    mask_BPP = slots_T[:longest, None] >= slots_T[None, :longest]
-    mask_BPP = (mask_BPP & filled_BT[:, None, :longest]) | diagonal_PP
-    positions_BP = (slots_T[:longest] - padding_B[:, None]).clamp(min=0)
-
+    row = pack_groups([(prompt, []) for prompt in prompts], device)
+    ends_B = torch.tensor(lengths, device=device).cumsum(0) - 1
     was_training = model.training
     model.eval()
     whole_logits = model.unembed
 
-    def last_logits(hidden_BTD: Tensor) -> Tensor:  # the other rows over the vocabulary are never needed
-        return whole_logits(hidden_BTD[:, -1:])
+    def last_logits(hidden_1TD: Tensor) -> Tensor:  # the other rows over the vocabulary are never needed
+        return whole_logits(hidden_1TD[:, ends_B])
 
-    with _gathered(model), _kv_caches(model, total) as caches, unembed_as(model, last_logits):
-        logits_BV = model(tokens_BP, mask=mask_BPP, input_pos=positions_BP)[:, -1]
+    with _gathered(model), _layer_caches(model, max_new_tokens) as caches:
+        with unembed_as(model, last_logits), any_row_length(model):
+            logits_BV = model(row.tokens_1T, mask=row.mask, input_pos=row.positions_1T)[0]
         for cache in caches:
-            cache.repeat(num_samples)
+            cache.split(lengths, len(prompts) * num_samples)
         logits_MV = logits_BV.repeat_interleave(num_samples, 0)
         seeds_M = torch.tensor(seeds, device=device).flatten()
-        padding_M, filled_MT = (x.repeat_interleave(num_samples, 0) for x in (padding_B, filled_BT))
+        position_M = torch.tensor(lengths, device=device).repeat_interleave(num_samples)
+        mask = DecodingMask(lengths, counts, device)
         rows = list(range(len(prompts) * num_samples))  # which sample each row of the batch draws
         found: list[list[int]] = [[] for _ in rows]
         done: set[int] = set()
@@ -352,16 +319,15 @@ def generate(
                 # A process that is done keeps a row: the others' forward passes need it.
                 kept = left or [0]
                 if len(kept) <= _KEPT_SHARE * len(rows):
+                    before = sorted({sample // num_samples for sample in rows})
                     rows, kept_K = [rows[row] for row in kept], torch.tensor(kept, device=device)
+                    per_prompt = Counter(sample // num_samples for sample in rows)
+                    stay = torch.tensor([i for i, prompt in enumerate(before) if prompt in per_prompt], device=device)
                     for cache in caches:
-                        cache.keep(kept_K)
-                    token_M, seeds_M, padding_M, filled_MT = (
-                        x.index_select(0, kept_K) for x in (token_M, seeds_M, padding_M, filled_MT)
-                    )
-            slot = longest + step
-            logits_MV = model(
-                token_M[:, None], mask=filled_MT[:, None, : slot + 1], input_pos=(slot - padding_M)[:, None]
-            )[:, -1]
+                        cache.keep(stay, kept_K)
+                    mask = DecodingMask([lengths[prompt] for prompt in per_prompt], [*per_prompt.values()], device)
+                    token_M, seeds_M, position_M = (x[kept_K] for x in (token_M, seeds_M, position_M))
+            logits_MV = model(token_M[:, None], mask=mask, input_pos=(position_M + step)[:, None])[:, -1]
     model.train(was_training)
     completions = [_cut(tokens, stops, stop, decode) for tokens in found]
     return [completions[i : i + num_samples] for i in range(0, len(completions), num_samples)]

@@ -4,8 +4,8 @@
 
 A message is a pair: a method of ``Sampler`` and its keyword arguments; the reply is what the method returns.
 Whatever goes wrong ends the process with a traceback in its log, where the trainer finds it. It ends with
-its trainer, too: by the socket when it waits, by a look at its parent's id when it works; and takes FOLDER,
-where the trainer puts its weights, along.
+its trainer, too: by the socket when it waits, by a look at its parent's id when it works; and then removes
+FOLDER, where the trainer put its weights.
 """
 
 from __future__ import annotations
