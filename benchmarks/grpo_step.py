@@ -92,9 +92,9 @@ def settings_of(args: Arguments) -> dict[str, Any]:
     """What both sides do, as the first line that each reads."""
     if args.group % args.peer_rows:
         raise UserError(f"--peer-rows {args.peer_rows} does not divide --group {args.group}")
-    if not (args.model / "model.safetensors").exists():
+    if not (args.model / "config.json").exists():
         fetch = f"python tools/get_model.py --name smollm2-135m --out {args.model}"
-        raise UserError(f"--model {args.model} holds no model.safetensors; {fetch}")
+        raise UserError(f"--model {args.model} holds no config.json; {fetch}")
     text, tokens = prompt_of(ChatTokenizer(args.model), args.prompt)
     return {
         "model": str(args.model),

@@ -451,7 +451,7 @@ def take_step(run: Run, step: int, *, has_gradient: bool) -> float:
 def train(run: Run) -> None:
     """From the first step that is not in a checkpoint to the last."""
     cfg, process = run.cfg, run.process
-    best = best_evaluation(run.output)
+    best = from_main(best_evaluation(run.output) if process.is_main else None, process)
     if run.held_out and not run.first_step:
         best = evaluate(run, 0)
     hidden = not process.is_main
@@ -471,6 +471,8 @@ def train(run: Run) -> None:
             metrics = {**summarize(run, groups, drawn, losses), **synced, "lr": float(lr)}
             timing = {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
             timing["tokens_per_s"] = metrics["tokens"] / sum(watch.seconds.values())
+            if process.device.type == "cuda":
+                timing["peak_memory_gib"] = torch.cuda.max_memory_allocated(process.device) / 2**30
             rows = gather_rows(list(describe(step, drawn)), process)
             if process.is_main:
                 append_records(run.output / COMPLETIONS, rows)
