@@ -10,6 +10,7 @@ import pytest
 
 from tt_reasoning.cli import copy_part, find_parts, list_parts
 from tt_reasoning.errors import UserError
+from tt_reasoning.problems import SOURCES
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,6 +31,14 @@ def test_ls_puts_a_config_below_the_recipe_that_its_header_starts() -> None:
     names = [line.split()[0] for line in list_parts().splitlines()]
     assert names.index("grpo_ssa_distributed") < names.index("3B_rl") < names.index("full_finetune_distributed")
     assert names.index("full_finetune_distributed") < names.index("3B_sft") < names.index("tools")
+
+
+def test_ls_problems_names_every_benchmark_with_its_kind_splits_and_place() -> None:
+    header, _, *lines = run("ls", "--problems").stdout.splitlines()
+    assert header.split() == ["name", "kind", "splits", "Hub", "licence", "what", "it", "is"]
+    assert [line.split()[0] for line in lines] == list(SOURCES)
+    (gpqa,) = [line for line in lines if line.startswith("gpqa-diamond ")]
+    assert " choice " in gpqa and " train " in gpqa and " Idavidrein/gpqa " in gpqa and " CC-BY-4.0, gated " in gpqa
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
+
+from tt_reasoning.problems import SOURCES, load_problems
+from tt_reasoning.store import dump_record
 
 
 def test_an_unreachable_hub_is_one_line_without_retries(tmp_path: Path) -> None:
@@ -34,3 +44,76 @@ def test_a_data_set_on_disk_loads_without_the_hub(tmp_path: Path) -> None:
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert "{'question': '2 + 2?', 'answer': '4'}" in result.stdout, result.stderr
+
+
+def test_a_hub_data_set_gives_the_same_problems_as_a_local_file(tmp_path: Path) -> None:
+    """One folder a source, of the Hub's layout: the rows come through the datasets library."""
+    expected = {}
+    for dataset, source in SOURCES.items():
+        if source.hub and dataset not in ("svamp", "mawps"):  # their fixtures hold two column layouts
+            (rows,) = (Path(__file__).parent / "data").glob(f"{dataset.replace('500', '')}.*")
+            (tmp_path / dataset).mkdir()
+            shutil.copy(rows, tmp_path / dataset / f"{source.splits[-1]}{rows.suffix}")
+            problems = load_problems(dataset, source.splits[-1], data_files=str(rows))
+            expected[dataset] = [dump_record(problem) for problem in problems]
+    program = (
+        "import dataclasses, json\n"
+        "from tt_reasoning.problems import SOURCES, load_problems\n"
+        "from tt_reasoning.store import dump_record\n"
+        "loaded = {}\n"
+        f"for name in {list(expected)}:\n"
+        f"    SOURCES[name] = dataclasses.replace(SOURCES[name], hub={str(tmp_path)!r} + '/' + name, config=None)\n"
+        "    loaded[name] = [dump_record(problem) for problem in load_problems(name, SOURCES[name].splits[-1])]\n"
+        "print(json.dumps(loaded))\n"
+    )
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == expected
+
+
+class GatedHub(BaseHTTPRequestHandler):
+    """Answers every request as the Hub answers one for a gated data set: 401 without a token, 403 with one."""
+
+    def do_GET(self) -> None:
+        self.send_response(403 if "Authorization" in self.headers else 401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to dataset Idavidrein/gpqa is restricted.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.fixture
+def gated_hub() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("token", [None, "hf_made_up"])
+def test_a_gated_data_set_says_in_one_line_how_to_get_it(tmp_path: Path, gated_hub: str, token: str | None) -> None:
+    program = (
+        "from tt_reasoning.errors import exit_on_mistake\n"
+        "from tt_reasoning.problems import load_problems\n"
+        "with exit_on_mistake():\n"
+        "    load_problems('gpqa-diamond', 'train')\n"
+    )
+    environment = os.environ | {"HF_ENDPOINT": gated_hub, "HF_HOME": str(tmp_path)}
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
+        environment.pop(name, None)
+    if token:
+        environment["HF_TOKEN"] = token
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        "error: the data set Idavidrein/gpqa (train) cannot be loaded: it is gated; accept its terms at "
+        f"{gated_hub}/datasets/Idavidrein/gpqa and log in (hf auth login, or HF_TOKEN); "
+        "pass --data-files FILE with a copy of your own"
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import operator
 import os
+import random
 import subprocess
 import sys
 from fractions import Fraction
@@ -16,10 +18,16 @@ import pyarrow.parquet
 import pytest
 
 from tt_reasoning.errors import UserError
+from tt_reasoning.generation import keep_problems
+from tt_reasoning.grading import Grader
 from tt_reasoning.problems import SOURCES, load_problems
+from tt_reasoning.problems.choice import choice_problem, gpqa_diamond_problem, truthfulqa_problem
 from tt_reasoning.problems.quickstart import DATA as QUICKSTART
-from tt_reasoning.types import problem_id
+from tt_reasoning.prompts import get_prompt
+from tt_reasoning.store import dump_record, load_record, read_records
+from tt_reasoning.types import Problem, Verdict, problem_id
 
+ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 REFERENCES = {
     "gsm8k": ["54", "4500"],
@@ -28,11 +36,40 @@ REFERENCES = {
     "asdiv": ["5", "0.75", "2:3", "2:45 p.m."],
     "svamp": ["19", "2.5"],
     "mawps": ["8", "0.6666666667", "2000"],
+    "aime24": ["73", "5"],
+    "aime25": ["73", "336"],
+    "amc23": ["27", "-1"],
+    "olympiad": [r"$\frac{1}{2}$", "1,3", "221,8", "$f(x)=x$, $f(x)=-x$"],
+    "mmlu": ["B", "D", "A"],
+    "mmlu-pro": ["J", "D", "B"],
+    "arc": ["C", "A", "C"],
+    "truthfulqa": ["B", "D", "A", "D"],
+    "gpqa-diamond": ["D", "A", "B"],
 }
+RIGHT = {  # what stands behind the letters above
+    "mmlu": ["23", "97", "Carbon dioxide"],
+    "mmlu-pro": ["56", "pascal", "the importer"],
+    "arc": ["copper", "freezing", "Mercury"],
+    "truthfulqa": [
+        "No, they remember for months.", "White", "No, viruses do.", "It is named after an English earl."
+    ],
+    "gpqa-diamond": ["muon", "uracil", "+7"],
+}
+SHUFFLED = {"truthfulqa": truthfulqa_problem, "gpqa-diamond": gpqa_diamond_problem}
 
 
 def fixture(dataset: str) -> Path:
-    return DATA / f"{dataset.replace('500', '')}.jsonl"
+    (path,) = DATA.glob(f"{dataset.replace('500', '')}.*")
+    return path
+
+
+def fixture_rows(dataset: str) -> list[dict]:
+    with fixture(dataset).open(newline="") as file:
+        return list(csv.DictReader(file)) if file.name.endswith(".csv") else [json.loads(line) for line in file]
+
+
+def load_fixture(dataset: str) -> list[Problem]:
+    return load_problems(dataset, "test", data_files=str(fixture(dataset)))
 
 
 def write_rows(path: Path, *lines: object) -> str:
@@ -42,9 +79,11 @@ def write_rows(path: Path, *lines: object) -> str:
 
 @pytest.mark.parametrize("dataset", REFERENCES)
 def test_a_local_file_gives_the_gold_answers_in_one_spelling(dataset):
-    problems = load_problems(dataset, "test", data_files=str(fixture(dataset)))
+    problems = load_fixture(dataset)
     assert [problem.reference for problem in problems] == REFERENCES[dataset]
-    assert {(problem.source, problem.split, problem.kind) for problem in problems} == {(dataset, "test", "math")}
+    kind = "choice" if dataset in RIGHT else "math"
+    assert {(problem.source, problem.split, problem.kind) for problem in problems} == {(dataset, "test", kind)}
+    assert SOURCES[dataset].kind == kind
     assert [problem.id for problem in problems] == [problem_id(problem.question) for problem in problems]
 
 
@@ -72,14 +111,14 @@ def test_repeated_and_many_answer_rows_are_left_out_and_counted(capsys):
 
 
 @pytest.mark.parametrize("dataset", REFERENCES)
-def test_json_and_parquet_give_the_same_problems_as_jsonl(dataset, tmp_path):
-    expected = load_problems(dataset, "test", data_files=str(fixture(dataset)))
-    rows = [json.loads(line) for line in fixture(dataset).read_text().splitlines()]
+def test_json_lines_json_and_parquet_give_the_same_problems(dataset, tmp_path):
+    expected, rows = load_fixture(dataset), fixture_rows(dataset)
     if dataset in ("svamp", "mawps"):  # their fixtures hold two column layouts; a table has one
         rows, expected = rows[:1], expected[:1]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    for name in ("rows.json", "rows.parquet"):
+    write_rows(tmp_path / "rows.jsonl", *rows)
+    for name in ("rows.jsonl", "rows.json", "rows.parquet"):
         assert load_problems(dataset, "test", data_files=str(tmp_path / name)) == expected
 
 
@@ -106,12 +145,30 @@ def test_rows_with_a_split_of_their_own_are_chosen_by_it(tmp_path):
         ("svamp", {"Body": "b", "Question": "q", "Answer": float("nan")}, "Answer=nan should be a number"),
         ("mawps", {"input": "q", "target": True}, "target=True should be a number"),
         ("mawps", {"target": 1}, "no field 'question' or 'input'"),
+        ("aime24", {"problem": "q", "answer": "1000"}, "answer='1000' should be an integer from 0 to 999"),
+        ("aime24", {"Problem": "q", "Answer": 0.5}, "Answer=0.5 should be an integer from 0 to 999"),
+        ("aime25", {"problem": "q"}, "no field 'answer' or 'Answer'"),
+        ("amc23", {"answer": 1.0}, "no field 'problem' or 'question'"),
+        ("olympiad", {"question": "q", "final_answer": None}, "final_answer=None should be a list of texts"),
+        ("olympiad", {"question": "q", "final_answer": [" "]}, "final_answer=[' '] is empty"),
+        ("olympiad", {"question": "<img_1>", "final_answer": ["1"]}, "shows a figure; take the text-only part"),
+        ("mmlu", {"question": "q", "subject": "s", "answer": 0}, "no field 'choices'"),
+        ("mmlu", {"question": "q", "subject": "s", "choices": ["a", "b"], "answer": 2}, "answer=2 is none of the 2"),
+        ("mmlu", {"question": "q", "subject": "s", "choices": ["a", 2], "answer": 0}, "should be a list of texts"),
+        ("mmlu", {"question": "q", "subject": "s", "choices": ["a"], "answer": 0}, "1 options; a question has 2 to 26"),
+        ("mmlu-pro", {"question": "q", "options": ["a", "b"], "answer": "A"}, "no field 'category'"),
+        ("mmlu-pro", {"question": "q", "options": ["a", "b"], "category": "c"}, "no field 'answer'"),
+        ("arc", {"question": "q", "choices": ["a"], "answerKey": "A"}, "'choices' with lists 'text' and 'label'"),
+        ("arc", {"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}, "1 label"),
+        ("truthfulqa", {"question": "q"}, "no field 'mc1_targets' with lists 'choices' and 'labels'"),
+        ("truthfulqa", {"question": "q", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 1]}}, "should be one 1"),
+        ("truthfulqa", {"question": "q", "mc1_targets": {"choices": ["a", "b"], "labels": [1, None]}}, "be one 1"),
         ("math", ["a list"], "not a JSON object"),
         ("math", "{torn", "not JSON"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_and_line(dataset, row, why, tmp_path):
-    good = fixture(dataset).read_text().splitlines()[0]
+    good = fixture_rows(dataset)[0]
     path = write_rows(tmp_path / "rows.jsonl", good, "", row)
     with pytest.raises(UserError) as error:
         load_problems(dataset, "test", data_files=path)
@@ -143,6 +200,169 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     with pytest.raises(UserError, match="rows.parquet: "):
         load_problems("gsm8k", "test", data_files=str(tmp_path / "rows.parquet"))
 
+
+@pytest.mark.parametrize("dataset", RIGHT)
+def test_the_letter_points_at_the_right_option_and_the_question_shows_all(dataset):
+    for problem, right in zip(load_fixture(dataset), RIGHT[dataset], strict=True):
+        assert problem.choices["ABCDEFGHIJ".index(problem.reference)] == right
+        lettered = [f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJ", problem.choices, strict=False)]
+        assert problem.question.split("\n")[2:-2] == lettered
+        assert problem.question in get_prompt("choice").render(problem.question)[-1]["content"]
+
+
+@pytest.mark.parametrize("dataset", SHUFFLED)
+def test_the_option_order_is_recorded_and_the_same_for_the_same_seed(dataset):
+    make, rows = SHUFFLED[dataset], fixture_rows(dataset)
+    problems = load_fixture(dataset)
+    assert [make(row, "test", 0) for row in rows] == problems
+    assert len({problem.order_seed for problem in problems}) == len(problems)
+    for problem, row in zip(problems, rows, strict=True):
+        published = [row[name] for name in row if name.endswith((" Answer", " 1", " 2", " 3"))]
+        published = [text.strip() for text in published or row["mc1_targets"]["choices"]]
+        random.Random(problem.order_seed).shuffle(published)
+        assert problem.choices == tuple(published)
+    assert [make(row, "test", 1).order_seed for row in rows] != [problem.order_seed for problem in problems]
+
+
+def test_shuffled_right_options_land_on_every_letter_about_as_often():
+    made = [
+        choice_problem(source="s", split="t", question=f"q{i}", choices="wxyz", correct=0, shuffle_seed=0)
+        for i in range(400)
+    ]
+    letters = [problem.reference for problem in made]
+    assert all(70 <= letters.count(letter) <= 130 for letter in "ABCD")
+    assert len({problem.choices for problem in made}) == 24
+
+
+@pytest.mark.parametrize("dataset", ["mmlu", "arc", "mmlu-pro"])
+def test_options_in_a_published_order_keep_it(dataset):
+    for problem, row in zip(load_fixture(dataset), fixture_rows(dataset), strict=True):
+        published = row["options"] if dataset == "mmlu-pro" else row["choices"]
+        published = published["text"] if dataset == "arc" else published
+        assert problem.choices == tuple(text for text in published if text != "N/A")
+        assert problem.order_seed is None
+
+
+def test_two_questions_that_differ_only_in_their_options_are_two_problems():
+    first, second, _ = load_fixture("mmlu")
+    assert first.question.splitlines()[0] == second.question.splitlines()[0]
+    assert first.id != second.id
+
+
+def test_ids_of_choice_problems_do_not_change():
+    # Answers on disk join on these: a change of choice_text or of the shuffle would orphan them.
+    assert [load_fixture(dataset)[0].id for dataset in ("mmlu", "gpqa-diamond")] == [
+        "bc16ef5fc28f6f24", "59910ca0c7b7b9bc"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "categories"),
+    [
+        ("mmlu", ["elementary_mathematics", "high_school_mathematics", "high_school_biology"]),
+        ("mmlu-pro", ["math", "physics", "economics"]),
+        ("gpqa-diamond", ["Physics", "Biology", "Chemistry"]),
+        ("olympiad", ["Algebra", "Algebra", "Number Theory", "Algebra"]),
+        ("arc", [None] * 3),
+    ],
+)
+def test_the_category_is_the_benchmarks_own(dataset, categories):
+    assert [problem.category for problem in load_fixture(dataset)] == categories
+
+
+@pytest.mark.parametrize(
+    ("dataset", "row", "reference"),
+    [
+        ("aime24", {"problem": "q", "question": "q", "answer": "073"}, "73"),
+        ("aime24", {"question": "q", "answer": "0"}, "0"),
+        ("aime25", {"question": "q", "answer": "000"}, "0"),
+        ("amc23", {"problem": "q", "answer": 3159.0}, "3159"),
+        ("mmlu", {"question": "q", "subject": "s", "choices": ["1", "2"], "answer": "B"}, "B"),
+    ],
+)
+def test_other_copies_spell_columns_and_answers_otherwise(dataset, row, reference, tmp_path):
+    (problem,) = load_problems(dataset, "test", data_files=write_rows(tmp_path / "rows.jsonl", row))
+    assert problem.reference == reference
+
+
+def test_an_aime_answer_with_leading_zeros_is_that_number():
+    with Grader() as grader:
+        assert grader.grade("So \\boxed{073}.", "73").correct
+        assert grader.grade("The answer is 73.", "73").correct
+        assert not grader.grade("The answer is 730.", "73").correct
+
+
+def test_several_olympiad_answers_count_as_a_set():
+    _, two, slip, functions = load_fixture("olympiad")
+    assert slip.question.startswith("Let $p$ be")
+    cases = [
+        (two, "3, 1", True), (two, "3", False), (two, "1, 3, 5", False),
+        (slip, "8, 221", True), (slip, "8, 22", False),
+        (functions, "f(x)=-x, f(x)=x", True), (functions, "f(x)=x", False),
+    ]
+    with Grader() as grader:
+        for problem, answer, correct in cases:
+            assert grader.grade(f"\\boxed{{{answer}}}", problem.reference).correct is correct, (answer, problem)
+
+
+def test_records_written_before_there_were_options_still_load(tmp_path):
+    old = {"source": "gsm8k", "split": "test", "question": "q", "reference": "1", "kind": "math", "id": "ab"}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(old) + "\n")
+    assert list(read_records(tmp_path / "problems.jsonl", Problem)) == [Problem(**old)]
+    keep_problems(tmp_path, [Problem(**old)])  # and their run may go on
+
+
+def test_a_choice_problem_survives_the_disk():
+    for problem in load_fixture("gpqa-diamond"):
+        assert load_record(Problem, json.loads(dump_record(problem))) == problem
+
+
+GPQA_HEADER = "Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Question,Correct Answer\nq,a\n", "row 1: not a row of gpqa-diamond: no field 'Incorrect Answer 1'"),
+        (GPQA_HEADER + "q,a,b,c,d\nq,a,b,c\n", "row 2: not as many cells as the header has columns"),
+        (GPQA_HEADER + "q,a,b,c,d,e\n", "row 1: not as many cells as the header has columns"),
+        (GPQA_HEADER + "q,a,b,c,\n", "row 1: not a row of gpqa-diamond: Incorrect Answer 3='' should be a text"),
+        (GPQA_HEADER + 'q,a,b,c,"d\n', "not a CSV file: unexpected end of data"),
+        (GPQA_HEADER + "\xff,a,b,c,d\n", "not a CSV file: 'utf-8' codec can't decode"),
+        ("", "has 0 problems of split test"),
+    ],
+)
+def test_a_damaged_csv_file_is_named_with_its_row(text, why, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        load_problems("gpqa-diamond", "test", data_files=str(path))
+    assert str(error.value).startswith(str(path)) and why in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_csv_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "rows.csv").write_text(fixture("gpqa-diamond").read_text(), encoding="utf-8-sig")
+    problems = load_problems("gpqa-diamond", "test", data_files=str(tmp_path / "rows.csv"))
+    assert problems == load_fixture("gpqa-diamond")
+
+
+def test_gpqa_goes_from_its_csv_to_verdicts(tmp_path):
+    script = tmp_path / "script.json"
+    right = {problem.question: [f"The Answer is: {problem.reference}"] for problem in load_fixture("gpqa-diamond")[:2]}
+    script.write_text(json.dumps({"answers": right, "fallback": ["The Answer is: Z"]}))
+    out = tmp_path / "answers"
+    generate = [
+        "tools/generate_answers.py", "--dataset", "gpqa-diamond", "--data-files", str(fixture("gpqa-diamond")),
+        "--engine", "scripted", "--model", str(script), "--num-samples", "2", "--out", str(out),
+    ]
+    for command in (generate, ["tools/check_answers.py", "--answers", str(out)]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert list(read_records(out / "problems.jsonl", Problem)) == load_fixture("gpqa-diamond")
+    verdicts = list(read_records(out / "verdicts.jsonl", Verdict))
+    assert [verdict.correct for verdict in verdicts] == [True] * 4 + [False] * 2
+    assert [verdict.extracted for verdict in verdicts] == ["D", "D", "A", "A", "Z", "Z"]
 
 
 def test_local_problems_need_neither_torch_nor_datasets():

@@ -17,6 +17,7 @@ from tt_reasoning.store import write_atomic
 
 EXAMPLES = """examples:
   tt-reasoning ls                              what there is
+  tt-reasoning ls --problems                   the benchmarks that --dataset takes
   tt-reasoning cp 3B_rl my_rl.yaml             a config to change, then: tune run ... --config my_rl.yaml
   tt-reasoning cp grpo_ssa_distributed my_grpo a recipe to change, then: tune run my_grpo --config ...
 """
@@ -86,6 +87,18 @@ def list_parts() -> str:
     return "\n".join(lines)
 
 
+def list_problems() -> str:
+    """The benchmarks as a table: what ``--dataset`` and ``--split`` take, and where the rows come from."""
+    from tt_reasoning.evaluation import format_table
+    from tt_reasoning.problems import SOURCES
+
+    rows = [["name", "kind", "splits", "Hub", "licence", "what it is"]]
+    for source in SOURCES.values():
+        hub = source.hub or "in this package"
+        rows.append([source.name, source.kind, ", ".join(source.splits), hub, source.license, source.description])
+    return format_table(rows)
+
+
 def copy_part(name: str, dest: str, *, force: bool = False) -> str:
     """Copy a recipe, tool or config, named with or without its suffix; returns what was written.
 
@@ -122,14 +135,18 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{ls,cp}")
-    commands.add_parser("ls", help="what there is, a line each")
+    ls = commands.add_parser("ls", help="what there is, a line each")
+    ls.add_argument("--problems", action="store_true", help="list the benchmarks instead")
     cp = commands.add_parser("cp", help="copy a recipe, config or tool")
     cp.add_argument("name", metavar="NAME", help="its name, with or without suffix")
     cp.add_argument("dest", metavar="DEST", help="a file or a folder")
     cp.add_argument("--force", action="store_true", help="overwrite the file")
     args = parser.parse_args()
     with exit_on_mistake():
-        print(list_parts() if args.command == "ls" else copy_part(args.name, args.dest, force=args.force))
+        if args.command == "cp":
+            print(copy_part(args.name, args.dest, force=args.force))
+        else:
+            print(list_problems() if args.problems else list_parts())
 
 
 if __name__ == "__main__":

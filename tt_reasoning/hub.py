@@ -30,7 +30,7 @@ def load_hub_dataset(name: str, config: str | None = None, *, split: str, revisi
     """A split of a Hub data set. Where the Hub does not answer, only the user's cache is looked at, at once.
 
     Raises:
-        UserError: neither has it, or it has no such config or split.
+        UserError: neither has it, it has no such config or split, or it is gated and this user has no access.
     """
     import datasets
     from huggingface_hub import constants
@@ -41,4 +41,9 @@ def load_hub_dataset(name: str, config: str | None = None, *, split: str, revisi
         return datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError) as error:  # the library's own errors are of these two kinds
         reason = str(error).partition("\n")[0]
+        if "gated dataset" in reason:
+            reason = (
+                f"it is gated; accept its terms at {constants.ENDPOINT}/datasets/{name} "
+                "and log in (hf auth login, or HF_TOKEN)"
+            )
         raise UserError(f"the data set {name} ({split}) cannot be loaded: {reason}") from None

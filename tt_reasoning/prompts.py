@@ -24,6 +24,8 @@ class Message(TypedDict):
 
 Rendered = list[Message] | str
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a multiple-choice question
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -153,6 +155,23 @@ def get_prompt(name: str) -> Prompt:
     if name not in PROMPTS:
         raise unknown_name("prompt", name, PROMPTS)
     return PROMPTS[name]
+
+
+def choice_text(question: str, choices: Sequence[str]) -> str:
+    """A question with its options as lettered lines: the ``question`` of a multiple-choice problem.
+
+    It asks for the letter itself, so that a prompt that knows nothing of options ("the final answer") gets one too.
+
+    >>> print(choice_text("What is 2 + 2?", ["3", "4"]))
+    What is 2 + 2?
+    <BLANKLINE>
+    A. 3
+    B. 4
+    <BLANKLINE>
+    Answer with the letter of one option.
+    """
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return f"{question}\n\n{options}\n\nAnswer with the letter of one option."
 
 
 def answer_set_text(question: str, answers: Sequence[str]) -> str:

@@ -45,6 +45,11 @@ def problem_id(question: str) -> str:
 class Problem:
     """One question of a benchmark with its gold answer.
 
+    For kind ``choice`` the question already shows the options as lettered lines (``prompts.choice_text``), so
+    every prompt shows them, the id covers them and their order, and ``reference`` is a letter. ``choices`` holds
+    them once more, in the order shown: the published one, or what ``random.Random(order_seed).shuffle`` makes of
+    it. ``category`` is the benchmark's own subject, where it has any.
+
     >>> p = Problem(source="gsm8k", split="test", question="What is 2 + 2?", reference="4")
     >>> p.id, p.kind
     ('38d46ad3618826cf', 'math')
@@ -56,6 +61,9 @@ class Problem:
     reference: str
     kind: Kind = "math"
     id: str = ""
+    choices: tuple[str, ...] = ()
+    order_seed: int | None = None
+    category: str | None = None
 
     def __post_init__(self) -> None:
         if not self.id:

@@ -5,6 +5,7 @@ A new benchmark is a function ``to_problem(row, split)`` in a file of this folde
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,11 +15,19 @@ from typing import Any
 
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.hub import load_hub_dataset
+from tt_reasoning.problems.choice import (
+    arc_problem,
+    gpqa_diamond_problem,
+    mmlu_pro_problem,
+    mmlu_problem,
+    truthfulqa_problem,
+)
+from tt_reasoning.problems.competitions import aime24_problem, aime25_problem, amc23_problem, olympiad_problem
 from tt_reasoning.problems.gsm8k import gsm8k_problem
 from tt_reasoning.problems.math import math500_problem, math_problem
 from tt_reasoning.problems.quickstart import DATA, quickstart_problem
 from tt_reasoning.problems.word_problems import asdiv_problem, mawps_problem, svamp_problem
-from tt_reasoning.types import Problem
+from tt_reasoning.types import Kind, Problem
 
 Row = dict[str, Any]
 
@@ -32,6 +41,7 @@ class Source:
     """
 
     name: str
+    kind: Kind = "math"
     description: str
     license: str
     hub: str | None
@@ -95,6 +105,88 @@ SOURCES: dict[str, Source] = {
             to_problem=mawps_problem,
         ),
         Source(
+            name="aime24",
+            description="AIME 2024, both papers: integers from 0 to 999",
+            license="MIT",
+            hub="Maxwell-Jia/AIME_2024",
+            splits=("train",),
+            to_problem=aime24_problem,
+        ),
+        Source(
+            name="aime25",
+            description="AIME 2025, both papers: integers from 0 to 999",
+            license="unknown",
+            hub="yentinglin/aime_2025",
+            splits=("train",),
+            to_problem=aime25_problem,
+        ),
+        Source(
+            name="amc23",
+            description="AMC 12 of 2023, asked without options",
+            license="unknown",
+            hub="zwhe99/amc23",
+            splits=("test",),
+            to_problem=amc23_problem,
+        ),
+        Source(
+            name="olympiad",
+            description="OlympiadBench: open-ended, text-only, English mathematics",
+            license="Apache-2.0",
+            hub="Hothan/OlympiadBench",
+            config="OE_TO_maths_en_COMP",
+            splits=("train",),
+            to_problem=olympiad_problem,
+        ),
+        Source(
+            name="mmlu",
+            kind="choice",
+            description="57 subjects from school to profession, four options",
+            license="MIT",
+            hub="cais/mmlu",
+            config="all",
+            splits=("dev", "validation", "test"),
+            to_problem=mmlu_problem,
+        ),
+        Source(
+            name="mmlu-pro",
+            kind="choice",
+            description="harder MMLU in 14 categories, up to ten options",
+            license="MIT",
+            hub="TIGER-Lab/MMLU-Pro",
+            splits=("validation", "test"),
+            to_problem=mmlu_pro_problem,
+        ),
+        Source(
+            name="arc",
+            kind="choice",
+            description="ARC-Challenge: school science, three to five options",
+            license="CC-BY-SA-4.0",
+            hub="allenai/ai2_arc",
+            config="ARC-Challenge",
+            splits=("train", "validation", "test"),
+            to_problem=arc_problem,
+        ),
+        Source(
+            name="truthfulqa",
+            kind="choice",
+            description="common misconceptions, one right answer (MC1)",
+            license="Apache-2.0",
+            hub="truthfulqa/truthful_qa",
+            config="multiple_choice",
+            splits=("validation",),
+            to_problem=truthfulqa_problem,
+        ),
+        Source(
+            name="gpqa-diamond",
+            kind="choice",
+            description="biology, chemistry and physics for experts, four options",
+            license="CC-BY-4.0, gated",
+            hub="Idavidrein/gpqa",
+            config="gpqa_diamond",
+            splits=("train",),
+            to_problem=gpqa_diamond_problem,
+        ),
+        Source(
             name="quickstart",
             description="one- to three-step word problems that ship with this package",
             license="BSD-3-Clause",
@@ -111,10 +203,10 @@ def load_problems(
 ) -> list[Problem]:
     """The problems ``start`` to ``start + limit`` of a benchmark's split, in its order.
 
-    Rows come from the Hub, or from ``data_files``: one .jsonl, .json (a list) or .parquet file with the columns
-    of the Hub's dataset (or of the authors' file, see each ``to_problem``). Then ``split`` is the label that the
-    problems get; rows with a ``split`` of their own are chosen by it. A question that was there before is left
-    out, and so is a row that asks no single question; how many is said on standard error.
+    Rows come from the Hub, or from ``data_files``: one .jsonl, .json (a list), .parquet or .csv file (with a header)
+    with the columns of the Hub's dataset (or of the authors' file, see each ``to_problem``). Then ``split`` is the
+    label that the problems get; rows with a ``split`` of their own are chosen by it. A question that was there
+    before is left out, and so is a row that asks no single question; how many is said on standard error.
 
     Raises:
         UserError: unknown dataset or split, no such file, a malformed row (file and line are named), nothing
@@ -207,7 +299,18 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}: row {number}", row
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file, strict=True), 1):
+                if None in row or None in row.values():
+                    raise UserError(f"{path}: row {number}: not as many cells as the header has columns")
+                yield f"{path}: row {number}", row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV file: {error}") from None
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv}
 
 
 def _parse(text: bytes, where: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(/\d+)?")
@@ -19,6 +20,15 @@ def text_field(row: dict[str, Any], *names: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{_present(row, names)}={value!r} should be a text")
     return value.strip()
+
+
+def optional_text_field(row: dict[str, Any], name: str) -> str | None:
+    """A text that not every copy of a benchmark has: None when it is missing or empty.
+
+    >>> optional_text_field({"subfield": "Algebra"}, "subfield"), optional_text_field({}, "subfield")
+    ('Algebra', None)
+    """
+    return text_field(row, name) if row.get(name) else None
 
 
 def number_field(row: dict[str, Any], *names: str) -> str:
@@ -37,6 +47,37 @@ def number_field(row: dict[str, Any], *names: str) -> str:
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"{_present(row, names)}={value!r} should be a number")
     return re.sub(r"\.0*$|(\.\d*?[1-9])0+$", r"\1", text)
+
+
+def texts_field(row: dict[str, Any], name: str) -> list[str]:
+    """A list of texts, each stripped. Raises ValueError when it is missing or empty or holds anything else.
+
+    >>> texts_field({"choices": ["3", " 4"]}, "choices")
+    ['3', '4']
+    """
+    value = _field(row, (name,))
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{name}={value!r} should be a list of texts")
+    return [text.strip() for text in value]
+
+
+def position_field(row: dict[str, Any], name: str, labels: Sequence[str]) -> int:
+    """Where the row's label stands among ``labels``, from 0; a number that is no label is that position itself.
+
+    Raises ValueError when it is missing or stands nowhere.
+
+    >>> position_field({"answer": "B"}, "answer", "ABCD"), position_field({"answer": 1}, "answer", "ABCD")
+    (1, 1)
+    >>> position_field({"answerKey": "2"}, "answerKey", ["1", "2", "3"])
+    1
+    """
+    value = _field(row, (name,))
+    label = value.strip() if isinstance(value, str) else str(value)
+    if label in list(labels):
+        return list(labels).index(label)
+    if type(value) is int and 0 <= value < len(labels):
+        return value
+    raise ValueError(f"{name}={value!r} is none of the {len(labels)} options {', '.join(labels)}")
 
 
 def _present(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
