@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.engines.base import Completion, Failure, Request, Usage
 from tt_reasoning.engines.scripted import ScriptedEngine
 from tt_reasoning.errors import UserError
-from tt_reasoning.generation import Counts, generate_answers, keep_problems
+from tt_reasoning.generation import Counts, check_complete, generate_answers, keep_problems
 from tt_reasoning.prompts import get_prompt
-from tt_reasoning.store import read_records
+from tt_reasoning.store import read_records, read_rows
 from tt_reasoning.types import Answer, Problem, Sampling
 
 PROBLEMS = [Problem(source="demo", split="test", question=f"{n} + 1?", reference=str(n + 1)) for n in range(5)]
@@ -35,6 +35,26 @@ class TogetherEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+class ServingEngine(TogetherEngine):
+    """In front of a server: a request fails as ``fail`` says, by how many were asked before."""
+
+    def __init__(self, fail: Callable[[int], Failure | None] = lambda rank: None) -> None:
+        super().__init__()
+        self.fail = fail
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
+        asked = sum(map(len, self.calls))
+        self.calls.append(list(requests))
+        done = [Completion(text=f"drew {r.seed}", num_tokens=3, finish_reason="stop") for r in requests]
+        return [self.fail(asked + rank) or completion for rank, completion in enumerate(done)]
+
+    def last_usage(self) -> Usage:
+        return Usage(
+            endpoint="here", models=["m"], answered=len(self.calls[-1]), failed={}, prompt_tokens=5,
+            completion_tokens=3 * len(self.calls[-1]), seconds=0.1,
+        )  # fmt: skip
 
 
 def answer(folder: Path, num_problems: int = 5, num_samples: int = 3, engine: object = None) -> Counts:
@@ -153,3 +173,74 @@ def test_problems_grow_never_shrink_and_never_change(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"problems\.jsonl:1: another problem"):
         keep_problems(tmp_path, PROBLEMS[1:])
     assert list(read_records(path, Problem)) == PROBLEMS[:4]
+
+
+def test_a_failure_is_counted_and_not_written_and_a_rerun_asks_for_it_alone(tmp_path: Path) -> None:
+    timeout = Failure(reason="timeout", detail="no end in 1 s")
+    counts = answer(tmp_path, engine=ServingEngine(lambda rank: timeout if rank in (1, 7, 14) else None))
+    assert (counts.written, counts.missing, dict(counts.failed)) == (12, 3, {"timeout": 3})
+    with pytest.raises(UserError, match=r"^3 answers are missing: 3 timeout \(no end in 1 s\); the same command asks"):
+        check_complete(counts)
+    first = list(read_records(tmp_path / "answers.jsonl", Answer))
+    asked = {SAMPLING.answer_id(p.id, index) for p in PROBLEMS for index in range(3)}
+    lost = asked - {a.id for a in first}
+    assert len(lost) == 3 and all(a.text.startswith("drew") for a in first)
+
+    engine = ServingEngine()
+    counts = answer(tmp_path, engine=engine)
+    assert (counts.resumed, counts.written, counts.missing) == (12, 3, 0)
+    check_complete(counts)
+    assert [len(call) for call in engine.calls] == [1, 1, 1]
+    found = list(read_records(tmp_path / "answers.jsonl", Answer))
+    assert found[:12] == first and {a.id for a in found[12:]} == lost
+
+
+def test_a_failure_in_a_call_that_is_shared_is_asked_again_with_its_whole_chunk(tmp_path: Path) -> None:
+    engine = TogetherEngine()
+    answer(tmp_path / "whole", engine=engine)
+    lost = TogetherEngine()
+    lost.generate = lambda requests: [Failure(reason="timeout"), *TogetherEngine.generate(lost, requests)[1:]]
+    assert answer(tmp_path / "run", engine=lost).missing == 3
+    again = TogetherEngine()
+    assert answer(tmp_path / "run", engine=again).missing == 0
+    assert again.calls == engine.calls
+    runs = [set(read_records(tmp_path / name / "answers.jsonl", Answer)) for name in ("whole", "run")]
+    assert runs[0] == runs[1]
+
+
+def test_a_served_run_killed_at_any_byte_asks_for_what_is_missing_and_ends_with_the_same_file(tmp_path: Path) -> None:
+    answer(tmp_path / "whole", engine=ServingEngine())
+    whole = (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    for cut in range(0, len(whole), 97):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "answers.jsonl").write_bytes(whole[:cut])
+        engine = ServingEngine()
+        counts = answer(folder, engine=engine)
+        assert (folder / "answers.jsonl").read_bytes() == whole
+        assert sum(map(len, engine.calls)) == counts.written == 15 - whole[:cut].count(b"\n")
+
+
+def test_a_chunk_that_only_fails_as_any_request_would_ends_the_run(tmp_path: Path) -> None:
+    gone = Failure(reason="unreachable", detail="ConnectError", general=True)
+    engine = ServingEngine(lambda rank: gone if rank >= 4 else None)
+    counts = answer(tmp_path, engine=engine)
+    assert (counts.written, counts.missing, len(engine.calls)) == (4, 11, 2) and engine.closed
+    with pytest.raises(UserError, match=r"11 answers are missing: 8 unreachable \(ConnectError\), 3 not asked; "):
+        check_complete(counts)
+    for failure in (Failure(reason="refused"), gone):  # a chunk that fails for its own reasons does not
+        engine = ServingEngine(lambda rank, failure=failure: failure if rank < 2 else None)
+        assert answer(tmp_path / failure.reason, engine=engine).missing == 2
+        assert len(engine.calls) == 3
+
+
+def test_the_usage_of_every_call_is_kept(tmp_path: Path) -> None:
+    answer(tmp_path, engine=ServingEngine())
+    rows = list(read_rows(tmp_path / "usage.jsonl"))
+    assert [row["completion_tokens"] for row in rows] == [18, 18, 9]
+    assert rows[0] == {
+        "endpoint": "here", "models": ["m"], "answered": 6, "failed": {}, "prompt_tokens": 5,
+        "completion_tokens": 18, "seconds": 0.1,
+    }  # fmt: skip
+    answer(tmp_path / "other")
+    assert not (tmp_path / "other" / "usage.jsonl").exists()

@@ -35,7 +35,7 @@ from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.engines.base import Engine
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS, Report, describe, evaluate
-from tt_reasoning.generation import ANSWERS, PROBLEMS, Counts, generate_answers
+from tt_reasoning.generation import ANSWERS, PROBLEMS, Counts, check_complete, generate_answers
 from tt_reasoning.grading import Grader
 from tt_reasoning.prompts import answer_set_text, get_prompt
 from tt_reasoning.tool import run_tool
@@ -211,6 +211,7 @@ def aggregate(
         counts = generate_answers(
             asked, sampling, 1, start_engine, prompt, out, on_progress=show, file_name=AGGREGATED
         )
+    check_complete(counts)
     print(f"aggregator: {counts.written} answers written, {counts.resumed} were there\n")
     by_id = {answer.id: answer for answer in store.read_records(out / AGGREGATED, Answer)}
     finals = {problem.id: by_id[sampling.answer_id(problem.id, 0)] for problem in asked}

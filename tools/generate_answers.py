@@ -2,7 +2,9 @@
 
 The run is repeatable from its seed and can be killed at any moment: the same command goes on with what is
 missing, and ends with the same file. A higher --num-samples or --limit adds to a finished folder. Writes
-problems.jsonl, answers.jsonl and manifest.json; tools/check_answers.py grades them.
+problems.jsonl, answers.jsonl and manifest.json; tools/check_answers.py grades them. With --engine openai a server
+samples (a key in OPENAI_API_KEY or --keys FILE); a request that fails is counted, never written, and asked again by
+the same command.
 
 Example: python tools/generate_answers.py --model models/smollm2-135m --dataset gsm8k --limit 8 --out answers/demo
 """
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.errors import UserError
-from tt_reasoning.generation import Counts, generate_answers, keep_problems
+from tt_reasoning.generation import Counts, check_complete, generate_answers, keep_problems
 from tt_reasoning.problems import load_problems
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.store import open_run
@@ -28,7 +30,7 @@ from tt_reasoning.types import Sampling
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     model: str
-    """Hugging Face model folder or Hub name (a JSON file for the scripted engine)."""
+    """Hugging Face model folder or Hub name (the name at the server for openai, a JSON file for scripted)."""
     dataset: str
     """Benchmark in tt_reasoning/problems, such as gsm8k; quickstart ships with the package."""
     out: str
@@ -44,7 +46,7 @@ class Arguments:
     num_samples: int = 4
     """Answers to each problem."""
     engine: str = "vllm"
-    """What samples: vllm, tune or scripted."""
+    """What samples: vllm, tune, openai or scripted."""
     revision: str | None = None
     """Revision of a Hub model."""
     prompt: str = "answer"
@@ -67,11 +69,22 @@ class Arguments:
     """Most tokens of a prompt with its answer; the engine's own choice unless given."""
     tensor_parallel_size: int | None = None
     """GPUs that share the model; 1 unless given."""
+    base_url: str | None = None
+    """openai: address of the server, such as http://localhost:8000/v1; OPENAI_BASE_URL or OpenAI unless given."""
+    keys: str | None = None
+    """openai: file with one key a line, used in turn; OPENAI_API_KEY unless given."""
+    concurrency: int | None = None
+    """openai: requests under way at once; 16 unless given."""
+    timeout_s: float | None = None
+    """openai: seconds that the server may be silent; 600 unless given."""
+    max_retries: int | None = None
+    """openai: retries of a request before it counts as failed; 5 unless given."""
 
 
-_ENGINE_OPTIONS = ("revision", "dtype", "max_model_len", "tensor_parallel_size")
+_SERVER_OPTIONS = ("base_url", "keys", "concurrency", "timeout_s", "max_retries")
+_ENGINE_OPTIONS = ("revision", "dtype", "max_model_len", "tensor_parallel_size", *_SERVER_OPTIONS)
 # May change when the command is given again: how many answers, and what no answer depends on.
-_NOT_IDENTITY = ("limit", "num_samples", "max_model_len", "out")
+_NOT_IDENTITY = ("limit", "num_samples", "max_model_len", "out", *_SERVER_OPTIONS)
 
 
 def main(args: Arguments) -> str:
@@ -107,6 +120,9 @@ def main(args: Arguments) -> str:
             counts = generate_answers(
                 problems, sampling, args.num_samples, start_engine, prompt, folder, args.chunk_size, show
             )
+    if counts.missing and counts.written:
+        print(_summary(counts, args.out))
+    check_complete(counts)
     return _summary(counts, args.out)
 
 

@@ -5,17 +5,22 @@ one write. An engine's tokens may depend on what else is asked in the same call,
 left half written is asked again whole, exactly as before, and only what is missing is appended: the file
 becomes the same, byte for byte, as without the kill. Asking later for more problems or more samples goes
 the same way: a chunk with anything missing is asked whole, and answers on disk stay as they are.
+
+An engine in front of a server (``ServedEngine``) is asked for what is missing alone: requests do not share a
+call there, and each may cost money. Its requests may fail; a failure is counted and never written, so its
+answer is missing and the same run asks for it again.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tt_reasoning.engines.base import Completion, Engine, Request
+from tt_reasoning.engines.base import Completion, Engine, Failure, Request, ServedEngine
 from tt_reasoning.errors import UserError
 from tt_reasoning.prompts import Prompt
 from tt_reasoning.store import append_records, read_records, write_records
@@ -23,14 +28,22 @@ from tt_reasoning.types import Answer, Problem, Sampling
 
 ANSWERS = "answers.jsonl"
 PROBLEMS = "problems.jsonl"
+USAGE = "usage.jsonl"
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """How far a run is. ``tokens``, ``cut`` (at max_new_tokens) and ``seconds`` (in the engine) are of ``written``."""
+    """How far a run is. ``tokens``, ``cut`` (at max_new_tokens) and ``seconds`` (in the engine) are of ``written``.
+
+    ``failed`` counts failures by their reason, ``details`` holds the first detail of each; ``missing`` is what
+    is not on disk: all that failed, and what has not been asked.
+    """
 
     resumed: int = 0
     written: int = 0
+    missing: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    details: dict[str, str] = field(default_factory=dict)
     cut: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -53,6 +66,24 @@ def keep_problems(folder: str | Path, problems: Sequence[Problem]) -> None:
         write_records(path, problems)
 
 
+def check_complete(counts: Counts) -> None:
+    """Raise a UserError that counts the failures when answers are missing at the end of a run.
+
+    >>> check_complete(Counts(missing=3, failed=Counter(timeout=2), details={"timeout": "no end in 60 s"}))
+    Traceback (most recent call last):
+    ...
+    tt_reasoning.errors.UserError: 3 answers are missing: 2 timeout (no end in 60 s), 1 not asked; the same command \
+asks for them again
+    """
+    if not counts.missing:
+        return
+    told = [f"{number} {reason} ({counts.details[reason]})" for reason, number in counts.failed.most_common()]
+    not_asked = counts.missing - counts.failed.total()
+    if not_asked:
+        told.append(f"{not_asked} not asked")
+    raise UserError(f"{counts.missing} answers are missing: {', '.join(told)}; the same command asks for them again")
+
+
 def generate_answers(
     problems: Sequence[Problem],
     sampling: Sampling,
@@ -71,6 +102,9 @@ def generate_answers(
         start_engine: called once, and only when an answer is missing; the engine is closed at the end.
         chunk_size: problems in one engine call; like the sampling, it must be the same on resume.
         on_progress: called at the start and behind every chunk.
+
+    A run ends before its last chunk when a chunk brings nothing but failures that any request would meet now.
+    What a ``ServedEngine`` used in each chunk is appended to ``folder/usage.jsonl``.
 
     Raises:
         UserError: a line of the file is malformed.
@@ -93,28 +127,49 @@ def generate_answers(
     counts = Counts()
     for start in range(0, len(problems), chunk_size):
         chunk = [(problem, index) for problem in problems[start : start + chunk_size] for index in range(num_samples)]
-        found = sum(sampling.answer_id(problem.id, index) in on_disk for problem, index in chunk)
-        counts.resumed += found
-        if found < len(chunk):
+        missing = sum(sampling.answer_id(problem.id, index) not in on_disk for problem, index in chunk)
+        counts.resumed += len(chunk) - missing
+        counts.missing += missing
+        if missing:
             chunks.append(chunk)
     on_progress(counts)
     if not chunks:
         return counts
     with closing(start_engine()) as engine:
+        served = isinstance(engine, ServedEngine)
         for chunk in chunks:
+            if served:
+                chunk = [(p, index) for p, index in chunk if sampling.answer_id(p.id, index) not in on_disk]
             began = time.perf_counter()
-            completions = engine.generate([_request(problem, index, sampling, prompt) for problem, index in chunk])
+            outcomes = engine.generate([_request(problem, index, sampling, prompt) for problem, index in chunk])
             counts.seconds += time.perf_counter() - began
-            answers = [
-                _answer(problem, index, sampling, completion)
-                for (problem, index), completion in zip(chunk, completions, strict=True)
-            ]
-            answers = [answer for answer in answers if answer.id not in on_disk]
-            counts.written += append_records(path, answers)
+            answers = []
+            for (problem, index), outcome in zip(chunk, outcomes, strict=True):
+                if sampling.answer_id(problem.id, index) in on_disk:
+                    continue
+                if isinstance(outcome, Failure):
+                    counts.failed[outcome.reason] += 1
+                    counts.details.setdefault(outcome.reason, outcome.detail)
+                else:
+                    answers.append(_answer(problem, index, sampling, outcome))
+            if answers:
+                counts.written += append_records(path, answers)
+            if served:
+                _record_usage(engine, Path(folder) / USAGE)
+            counts.missing -= len(answers)
             counts.cut += sum(answer.finish_reason == "length" for answer in answers)
             counts.tokens += sum(answer.num_tokens for answer in answers)
             on_progress(counts)
+            if all(isinstance(outcome, Failure) and outcome.general for outcome in outcomes):
+                break
     return counts
+
+
+def _record_usage(engine: ServedEngine, path: Path) -> None:
+    """Append what a call took, unless it took nothing: a folder without a record is nobody's yet."""
+    usage = engine.last_usage()
+    if usage.prompt_tokens or usage.completion_tokens:
+        append_records(path, [usage])
 
 
 def _request(problem: Problem, index: int, sampling: Sampling, prompt: Prompt) -> Request:

@@ -12,6 +12,7 @@ from tt_reasoning.errors import UserError, unknown_name
 ENGINES = {
     "vllm": "tt_reasoning.engines.vllm:VllmEngine",
     "tune": "tt_reasoning.engines.tune:TuneEngine",
+    "openai": "tt_reasoning.engines.openai:OpenAIEngine",
     "scripted": "tt_reasoning.engines.scripted:ScriptedEngine",
 }
 
@@ -26,7 +27,7 @@ def open_engine(name: str, model: str, **options: object) -> Engine:
         >>> open_engine("vlm", "models/smollm2-135m")
         Traceback (most recent call last):
         ...
-        tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: scripted, tune, vllm
+        tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: openai, scripted, tune, vllm
     """
     check_engine(name, model, **options)
     return _engine_class(name)(model, **{option: value for option, value in options.items() if value is not None})
@@ -36,15 +37,20 @@ def check_engine(name: str, model: str, **options: object) -> None:
     """Raise the UserErrors of ``open_engine`` without loading the model.
 
     A model is a Hugging Face folder or a Hub name; a path whose parent exists here is never taken for
-    a Hub name. The scripted engine's model is a file.
+    a Hub name. The scripted engine's model is a file, the openai engine's a name at the server. An engine
+    with a ``check`` of its own is asked as well.
     """
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
     _check_model(name, model)
-    known = inspect.signature(_engine_class(name)).parameters.keys() - {"model"}
-    for option, value in options.items():
-        if value is not None and option not in known:
+    engine = _engine_class(name)
+    known = inspect.signature(engine).parameters.keys() - {"model"}
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in known:
             raise unknown_name(f"option of engine {name}", option, known)
+    if hasattr(engine, "check"):
+        engine.check(model, **given)
 
 
 def _engine_class(name: str) -> type[Engine]:
@@ -53,6 +59,8 @@ def _engine_class(name: str) -> type[Engine]:
 
 
 def _check_model(name: str, model: str) -> None:
+    if name == "openai":
+        return
     path = Path(model)
     if name == "scripted":
         if not path.is_file():

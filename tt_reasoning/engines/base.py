@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from tt_reasoning.prompts import Rendered
 from tt_reasoning.types import FinishReason
+
+FailureReason = Literal[
+    "unreachable",  # no connection could be made
+    "disconnected",  # the connection ended before the response did
+    "timeout",
+    "rate_limit",  # status 429, after all retries
+    "server_error",  # status 408, 409, 5xx, after all retries
+    "refused",  # another status than success
+    "no_key",  # every key was refused or is spent
+    "malformed",  # a response that is not what it should be
+    "error_body",  # an error in a response of status 200
+    "unfinished",  # it ended neither by itself nor at max_new_tokens: a content filter, a tool call
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +50,51 @@ class Completion:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A request without a completion: it is counted by its reason, and asked again when the run is.
+
+    ``detail`` is one line for people. ``general`` says that any other request would end like this one now:
+    no server, no key, no such model.
+    """
+
+    reason: FailureReason
+    detail: str = ""
+    general: bool = False
+
+
 class Engine(Protocol):
     """Samples completions. Requests with an equal prompt share its prefill where the engine can."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in the order of the requests."""
+    def generate(self, requests: Sequence[Request]) -> Sequence[Completion | Failure]:
+        """One completion or failure a request, in the order of the requests."""
         ...
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What one call of ``generate`` took, as the server says: ``models`` are the names that it answers under.
+
+    Tokens are those of all responses, also of responses that became failures.
+    """
+
+    endpoint: str
+    models: list[str]
+    answered: int
+    failed: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+@runtime_checkable
+class ServedEngine(Engine, Protocol):
+    """An engine in front of a server: requests do not share a call there, and each of them may cost money."""
+
+    def last_usage(self) -> Usage:
+        """The usage of the latest call of ``generate``."""
         ...
