@@ -14,8 +14,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -31,8 +34,7 @@ from tt_reasoning.answer_sets import (
     require_samples,
     require_verdicts,
 )
-from tt_reasoning.engines import check_engine, open_engine
-from tt_reasoning.engines.base import Engine
+from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS, Report, describe, evaluate
 from tt_reasoning.generation import ANSWERS, PROBLEMS, Counts, check_complete, generate_answers
@@ -58,8 +60,6 @@ class Arguments:
     """folder for the results; the same arguments again resume it"""
     aggregator: str | None = None
     """the aggregator's Hugging Face folder or Hub name; without it only the votes are evaluated"""
-    engine: str = "vllm"
-    """what runs the aggregator: vllm, tune, or scripted with a JSON file as aggregator"""
     prompt: str = "auto"
     """the aggregator's prompt; auto: the one it was trained with, else ssa"""
     max_new_tokens: int = 512
@@ -74,10 +74,7 @@ class Arguments:
     """decides the order in which the aggregator reads the answers"""
     limit: int | None = None
     """only the first so many problems"""
-    dtype: str | None = None
-    """of the aggregator's weights and arithmetic; the engine's own unless given"""
-    max_model_len: int | None = None
-    """most tokens of prompt and final answer together; the engine's own unless given"""
+    engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
 def main(args: Arguments) -> str:
@@ -103,7 +100,7 @@ def check_arguments(args: Arguments) -> None:
             raise UserError(f"{name}={value} should be at least {least}")
     if args.aggregator is None:
         return
-    check_engine(args.engine, args.aggregator)
+    args.engine.check(args.aggregator)
     if Path(args.aggregator).is_dir():
         check_weights(Path(args.aggregator))
 
@@ -170,8 +167,8 @@ def identify(args: Arguments, prompt_name: str | None) -> dict[str, object]:
         **{name: describe_records(args.answers / name) for name in (PROBLEMS, ANSWERS)},
     }
     if args.aggregator:
-        names = ("engine", "max_new_tokens", "temperature", "top_k", "seed", "order_seed", "dtype", "max_model_len")
-        identity |= {name: getattr(args, name) for name in names}
+        names = ("max_new_tokens", "temperature", "top_k", "seed", "order_seed")
+        identity |= {name: getattr(args, name) for name in names} | args.engine.identity()
         identity |= {"prompt": prompt_name, "weights": describe_weights(Path(args.aggregator))}
     return identity
 
@@ -194,8 +191,8 @@ def aggregate(
     """The aggregator's answer and its verdict by problem id; what is on disk is not done again."""
     prompt = get_prompt(prompt_name)
     sampling = Sampling(
-        model=args.aggregator, prompt=prompt_name, temperature=args.temperature, top_k=args.top_k,
-        max_new_tokens=args.max_new_tokens, seed=args.seed,
+        model=args.aggregator, revision=args.engine.revision, prompt=prompt_name, temperature=args.temperature,
+        top_k=args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed,
     )  # fmt: skip
     # The problem keeps its id, so that answers join on it; its question is all that the aggregator reads.
     texts = [answer_set_text(s.problem.question, [answer.text for answer in s.answers]) for s in sets]
@@ -205,9 +202,7 @@ def aggregate(
         def show(counts: Counts) -> None:
             bar.update(counts.resumed + counts.written - bar.n)
 
-        def start_engine() -> Engine:
-            return open_engine(args.engine, args.aggregator, dtype=args.dtype, max_model_len=args.max_model_len)
-
+        start_engine = partial(args.engine.open, args.aggregator)
         counts = generate_answers(
             asked, sampling, 1, start_engine, prompt, out, on_progress=show, file_name=AGGREGATED
         )

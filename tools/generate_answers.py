@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated
 
+import tyro
 from tqdm import tqdm
 
-from tt_reasoning.engines import check_engine, open_engine
+from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Counts, check_complete, generate_answers, keep_problems
 from tt_reasoning.problems import load_problems
@@ -45,10 +46,6 @@ class Arguments:
     """First problem."""
     num_samples: int = 4
     """Answers to each problem."""
-    engine: str = "vllm"
-    """What samples: vllm, tune, openai or scripted."""
-    revision: str | None = None
-    """Revision of a Hub model."""
     prompt: str = "answer"
     """Name of a prompt in tt_reasoning/prompts.py."""
     temperature: float = 0.7
@@ -63,41 +60,23 @@ class Arguments:
     """Seed of the run; each answer has its own from it."""
     chunk_size: int = 64
     """Problems asked at once; answers reach the disk after each chunk."""
-    dtype: Literal["bf16", "fp16", "fp32"] | None = None
-    """Arithmetic of the model; the engine's own choice unless given."""
-    max_model_len: int | None = None
-    """Most tokens of a prompt with its answer; the engine's own choice unless given."""
-    tensor_parallel_size: int | None = None
-    """GPUs that share the model; 1 unless given."""
-    base_url: str | None = None
-    """openai: address of the server, such as http://localhost:8000/v1; OPENAI_BASE_URL or OpenAI unless given."""
-    keys: str | None = None
-    """openai: file with one key a line, used in turn; OPENAI_API_KEY unless given."""
-    concurrency: int | None = None
-    """openai: requests under way at once; 16 unless given."""
-    timeout_s: float | None = None
-    """openai: seconds that the server may be silent; 600 unless given."""
-    max_retries: int | None = None
-    """openai: retries of a request before it counts as failed; 5 unless given."""
+    engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
-_SERVER_OPTIONS = ("base_url", "keys", "concurrency", "timeout_s", "max_retries")
-_ENGINE_OPTIONS = ("revision", "dtype", "max_model_len", "tensor_parallel_size", *_SERVER_OPTIONS)
 # May change when the command is given again: how many answers, and what no answer depends on.
-_NOT_IDENTITY = ("limit", "num_samples", "max_model_len", "out", *_SERVER_OPTIONS)
+_NOT_IDENTITY = ("limit", "num_samples", "out", "engine")
 
 
 def main(args: Arguments) -> str:
     _check_numbers(args)
     prompt = get_prompt(args.prompt)
-    options = {name: getattr(args, name) for name in _ENGINE_OPTIONS}
-    check_engine(args.engine, args.model, **options)
+    args.engine.check(args.model)
     problems = load_problems(
         args.dataset, args.split, data_files=args.data_files, limit=args.limit, start=args.start
     )
     sampling = Sampling(
         model=args.model,
-        revision=args.revision,
+        revision=args.engine.revision,
         prompt=args.prompt,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -107,6 +86,7 @@ def main(args: Arguments) -> str:
     )
 
     identity = {name: value for name, value in asdict(args).items() if name not in _NOT_IDENTITY}
+    identity |= args.engine.identity()
     with open_run(args.out, "generate_answers", identity) as folder:
         keep_problems(folder, problems)
         with tqdm(total=len(problems) * args.num_samples, unit="answer") as bar:
@@ -116,7 +96,7 @@ def main(args: Arguments) -> str:
                 bar.n = counts.resumed + counts.written
                 bar.set_postfix_str(f"{counts.resumed} resumed")
 
-            start_engine = partial(open_engine, args.engine, args.model, **options)
+            start_engine = partial(args.engine.open, args.model)
             counts = generate_answers(
                 problems, sampling, args.num_samples, start_engine, prompt, folder, args.chunk_size, show
             )
