@@ -57,12 +57,14 @@ class Kept(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class AnswerFolder:
     """A folder of answers, indexed: where each problem's answers begin in ``answers.jsonl``, in bytes, and the
-    reason of each verdict by answer id. ``num_ungraded`` answers have no verdict."""
+    reason of each verdict by answer id. ``num_ungraded`` answers have no verdict. ``temperatures`` are those of the
+    answers indexed, rising."""
 
     path: Path
     offsets: dict[str, array[int]]
     reasons: dict[str, Reason]
     num_ungraded: int
+    temperatures: tuple[float, ...]
 
     @property
     def num_samples(self) -> int:
@@ -70,8 +72,12 @@ class AnswerFolder:
         return max(map(len, self.offsets.values()), default=0)
 
 
-def open_answers(folder: str | Path) -> AnswerFolder:
-    """Index a folder of ``generate_answers``. Raises UserError when it is none, has no answers or a malformed line."""
+def open_answers(folder: str | Path, *, temperature: float | None = None) -> AnswerFolder:
+    """Index a folder of ``generate_answers``: all its answers, or those of one temperature.
+
+    Raises:
+        UserError: no such folder, no answers (of that temperature), or a malformed line.
+    """
     folder = Path(folder)
     store.read_manifest(folder)
     reasons: dict[str, Reason] = {}
@@ -79,13 +85,23 @@ def open_answers(folder: str | Path) -> AnswerFolder:
         reasons[verdict.answer_id] = sys.intern(verdict.reason)
     offsets: dict[str, array[int]] = {}
     num_ungraded = 0
+    temperatures: set[float] = set()
     for offset, line in _whole_lines(folder / ANSWERS):
         answer = _load_answer(folder / ANSWERS, offset, line)
+        temperatures.add(answer.sampling.temperature)
+        if temperature not in (None, answer.sampling.temperature):
+            continue
         offsets.setdefault(answer.problem_id, array("q")).append(offset)
         num_ungraded += answer.id not in reasons
-    if not offsets:
+    if not temperatures:
         raise UserError(f"{folder} has no answers yet; run: python tools/generate_answers.py ... --out {folder}")
-    return AnswerFolder(path=folder, offsets=offsets, reasons=reasons, num_ungraded=num_ungraded)
+    if not offsets:
+        there = ", ".join(f"{value:g}" for value in sorted(temperatures))
+        raise UserError(f"{folder} has no answers of temperature {temperature:g}; there are: {there}")
+    return AnswerFolder(
+        path=folder, offsets=offsets, reasons=reasons, num_ungraded=num_ungraded,
+        temperatures=tuple(sorted(temperatures if temperature is None else {temperature})),
+    )  # fmt: skip
 
 
 def require_verdicts(answers: AnswerFolder) -> None:
@@ -109,7 +125,7 @@ def require_samples(answers: AnswerFolder, num_answers: int) -> None:
 
 
 def read_groups(answers: AnswerFolder) -> Iterator[Group]:
-    """Every problem with all its answers by ``sample_index``, in the order of ``problems.jsonl``.
+    """Every problem with all its answers by temperature and ``sample_index``, in the order of ``problems.jsonl``.
 
     Raises:
         UserError: a malformed line, or answers to a problem that ``problems.jsonl`` lacks.
@@ -123,7 +139,7 @@ def read_groups(answers: AnswerFolder) -> Iterator[Group]:
                 file.seek(offset)
                 group.append(_load_answer(path, offset, file.readline()))
             unknown.discard(problem.id)
-            yield problem, sorted(group, key=lambda answer: answer.sample_index)
+            yield problem, sorted(group, key=lambda a: (a.sampling.temperature, a.sample_index))
     if unknown:
         raise UserError(f"{path} has answers to problem {min(unknown)}, which {PROBLEMS} lacks; use a new folder")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -72,6 +72,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class PooledEngine(Engine, Protocol):
+    """Several copies of a model side by side, on several GPUs or machines: each takes whole chunks of requests."""
+
+    def generate_chunks(
+        self, chunks: Iterable[Sequence[Request]]
+    ) -> Iterator[tuple[int, Sequence[Completion | Failure]]]:
+        """The outcomes of every chunk with its index, as chunks are done, in any order.
+
+        Chunks are drawn when there is room for them. A copy that dies loses nothing: its chunk is asked again.
+        """
         ...
 
 
