@@ -45,14 +45,14 @@ PROBE_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class GetModel:
+class Arguments:
     name: str
     """The model: smollm2-135m, or qwen2.5-0.5b, -1.5b, -3b, each also with -instruct."""
     out: Path
     """The folder to write."""
 
 
-def main(args: GetModel) -> str:
+def main(args: Arguments) -> str:
     """Fetch the model unless it is there; returns the summary line."""
     if args.name not in MODELS:
         raise unknown_name("model", args.name, MODELS)
@@ -178,4 +178,4 @@ def sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_tool(main, GetModel, "Fetch a model. Example: get_model.py --name smollm2-135m --out models/smollm2-135m")
+    run_tool(main, Arguments, "Fetch a model. Example: get_model.py --name smollm2-135m --out models/smollm2-135m")
