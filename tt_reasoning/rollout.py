@@ -228,7 +228,7 @@ def sample_tokens(
     return torch.searchsorted(cumulative_NV, point_N1, right=True).squeeze(-1)
 
 
-def _cut(
+def cut_completion(
     tokens: list[int], stop_tokens: set[int], stop: Sequence[str], decode: Callable[[list[int]], str]
 ) -> Completion:
     """A sample up to its end: the first stop token, or the fewest tokens whose text holds a stop string."""
@@ -329,7 +329,7 @@ def generate(
                     token_M, seeds_M, position_M = (x[kept_K] for x in (token_M, seeds_M, position_M))
             logits_MV = model(token_M[:, None], mask=mask, input_pos=(position_M + step)[:, None])[:, -1]
     model.train(was_training)
-    completions = [_cut(tokens, stops, stop, decode) for tokens in found]
+    completions = [cut_completion(tokens, stops, stop, decode) for tokens in found]
     return [completions[i : i + num_samples] for i in range(0, len(completions), num_samples)]
 
 

@@ -281,9 +281,9 @@ def sum_over_processes(values: dict[str, float], process: Process) -> dict[str, 
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def gather_values(value: float, process: Process) -> list[float]:
-    """A number of every process, in their order, on all of them."""
-    values: list[float] = [value] * process.world_size
+def gather_values(value: T, process: Process) -> list[T]:
+    """A value of every process (anything that pickles), in their order, on all of them."""
+    values: list[T] = [value] * process.world_size
     if process.world_size > 1:
         dist.all_gather_object(values, value)
     return values

@@ -33,7 +33,7 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.models.weights import save_weights
 from tt_reasoning.prefix_tree import completion_logprobs, pack_group
-from tt_reasoning.rollout import Completion, _cut
+from tt_reasoning.rollout import Completion, cut_completion
 from tt_reasoning.training import Process, deployable_state, gather_values
 
 T = TypeVar("T")
@@ -281,7 +281,7 @@ class VllmRollout:
         return self._together(draw)
 
     def _complete(self, tokens: list[int], logprobs: list[float]) -> Completion:
-        completion = _cut(tokens, set(self.tokenizer.stop_tokens), self.stop, self.tokenizer.decode)
+        completion = cut_completion(tokens, set(self.tokenizer.stop_tokens), self.stop, self.tokenizer.decode)
         return completion._replace(logprobs=logprobs[: len(completion.tokens)])
 
     def close(self) -> None:
