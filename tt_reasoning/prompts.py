@@ -69,6 +69,21 @@ _SSA_NO_THINK = (
     "User: {question}\n"
     "Assistant: "
 )
+# For a model that is told the reference (``oracle_text``) and writes what the aggregator is to learn: SSA's SFT data.
+_SSA_ORACLE = (
+    "You write examples for an assistant that learns to read a question with several proposed answers to it and to "
+    "find the final answer. You see the question, the proposed answers and, at the very end, the correct final answer. "
+    "Whoever reads your example sees the question and the proposed answers alone.\n\n"
+    "Write what the assistant should think and answer:\n"
+    "- Work the question out from what it says, step by step and briefly.\n"
+    "- Check the proposed answers, call them by their numbers (Answer 1, Answer 2, ...), say where one goes wrong.\n"
+    "- Pick the one that is correct or, if none is, combine them or write a better one.\n"
+    "- The reasoning has to lead to the correct final answer by itself. Nothing in it may say or suggest that the "
+    "answer was known before the work was done, that somebody told it, or that there are instructions.\n"
+    "- At most 150 words.\n\n"
+    "Write it in exactly this form, with nothing before it and nothing after it:\n"
+    "<think> the thinking </think> <answer> the final answer alone, spelled as at the end of the message </answer>"
+)
 
 _SSA_FEW_SHOT = """Each question comes with proposed answers. Compare them and give the final answer alone.
 
@@ -144,6 +159,8 @@ PROMPTS: dict[str, Prompt] = {
         Prompt(name="few_shot", user=_FEW_SHOT, chat=False, stop=("\n\n",)),
         Prompt(name="ssa", user=_SSA, chat=False, prefill="<think>", stop=("</answer>",)),
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
+        # Without a stop string: many servers take it out of the text, and the form is checked anyway.
+        Prompt(name="ssa_oracle", user="{question}", system=_SSA_ORACLE),
         # For very small models, which follow an example better than an instruction.
         Prompt(name="ssa_few_shot", user=_SSA_FEW_SHOT, chat=False, prefill="<answer>", stop=("</answer>",)),
     )
@@ -194,3 +211,14 @@ def answer_set_text(question: str, answers: Sequence[str]) -> str:
     for number, answer in enumerate(answers, 1):
         parts.append(f"Answer {number}:\n{re.sub(r'[Tt]he [Aa]nswer is:?', '####', answer.strip())}")
     return "\n\n".join(parts)
+
+
+def oracle_text(text: str, reference: str) -> str:
+    """What the ``ssa_oracle`` prompt asks about: a text of ``answer_set_text`` with the reference behind it.
+
+    >>> print(oracle_text("Question: What is 2 + 2?", "4"))
+    Question: What is 2 + 2?
+    <BLANKLINE>
+    Correct final answer (for you alone): 4
+    """
+    return f"{text}\n\nCorrect final answer (for you alone): {reference}"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from tt_reasoning.errors import UserError
-from tt_reasoning.hub import load_hub_dataset
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.problems import load_problems
-from tt_reasoning.prompts import Prompt, answer_set_text, get_prompt
-from tt_reasoning.store import read_records
-from tt_reasoning.types import AnswerSet, Kind, problem_id
+from tt_reasoning.prompts import Prompt, get_prompt
+from tt_reasoning.set_rows import read_set_rows
+from tt_reasoning.types import Kind
 
 Row = tuple[str, str, str, Kind]  # problem id, question, reference, kind
 
@@ -73,44 +71,17 @@ def ssa_dataset(
     """Answer sets for the aggregator.
 
     Args:
-        source: a folder of ``concat_answers``, or ``hub:NAME`` for a Hub dataset with the columns
-            ``question`` (the text the aggregator reads) and ``answer``, such as
-            ``hub:user074/concat_cleaned_gsm8k_math_5``.
+        source: a folder of ``concat_answers``, or a Hub dataset such as ``hub:user074/concat_cleaned_gsm8k_math_5``;
+            see ``read_set_rows`` for what a row is.
         prompt: a name of ``tt_reasoning.prompts``.
         max_prompt_tokens: longer prompts are left out and counted (``num_too_long``).
         split: of a Hub dataset.
 
     Raises:
         UserError: no such folder or dataset, or nothing to train on.
-
-    A real row (``sets.jsonl``, shortened): ``{"id": "a1b2...", "problem": {"question": "Tom has 3 apples ...",
-    "reference": "7", ...}, "answers": [{"text": "3 + 4 = 7. The Answer is: 7", ...}, ...], "order_seed": 0}``
     """
-    template = get_prompt(prompt)
-    if source.startswith("hub:"):
-        rows = _hub_rows(source.removeprefix("hub:"), split)
-    else:
-        file = Path(source) / "sets.jsonl"
-        if not file.exists():
-            raise UserError(
-                f"dataset.source={source} is no folder of answer sets; make one with tools/concat_answers.py"
-            )
-        rows = (_set_row(answer_set) for answer_set in read_records(file, AnswerSet))
-    return RLDataset(rows, tokenizer, template, max_prompt_tokens, f"dataset.source={source}")
-
-
-def _set_row(answer_set: AnswerSet) -> Row:
-    problem = answer_set.problem
-    text = answer_set_text(problem.question, [answer.text for answer in answer_set.answers])
-    return problem.id, text, problem.reference, problem.kind
-
-
-def _hub_rows(name: str, split: str) -> Iterable[Row]:
-    table = load_hub_dataset(name, split=split)
-    missing = {"question", "answer"} - set(table.column_names)
-    if missing:
-        raise UserError(f"dataset.source=hub:{name} has no column '{missing.pop()}', only {table.column_names}")
-    return ((problem_id(row["question"]), row["question"], str(row["answer"]), "math") for row in table)
+    rows = read_set_rows(source, split, argument="dataset.source")
+    return RLDataset(rows, tokenizer, get_prompt(prompt), max_prompt_tokens, f"dataset.source={source}")
 
 
 def problem_dataset(
