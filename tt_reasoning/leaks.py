@@ -68,8 +68,9 @@ _PATTERNS = {
     ),
     # the prompt's own words: "I must not mention", "for you alone", "to justify the correct answer"
     "instruction": (
-        r"\b(?:must|should|may|can|do|am|are)(?: not|not|n't|'t) (?:to )?(?:mention|reveal|hint|disclose)"
-        r"|\bwithout (?:mentioning|revealing|disclosing|hinting)\b"
+        r"\b(?:i|we) (?:must|should|may|can|do|am|are)(?: not|not|n't|'t) (?:to )?(?:mention|reveal|hint|disclose)"
+        r"|\bwithout (?:mentioning|revealing|disclosing) (?:it\b|that\b"
+        rf"|(?:the |this |any )?(?:(?:{_CORRECT}|{_GIVEN}|known) )*answer\b)"
         rf"|\b(?:to|must|should|need to) (?:justify|support) the (?:{_CORRECT}|{_GIVEN}|known) answer\b"
         r"|\bfor you alone\b|\bcorrect final answer ?[:(]"
         r"|\bthe (?:last line|end of the message) (?:says|states|gives|tells|shows|has)\b"
