@@ -31,6 +31,7 @@ LEAKS = {
         "I have been provided with the correct solution.",
         "You told me the correct answer is 18, and the prompt says the correct answer is 18.",
         "The user provided the correct answer.",
+        "The prompt gives us the correct answer.",
     ],
     "answer_known": [
         "The correct answer is provided.",
@@ -102,6 +103,7 @@ CLEAN = [
     "He follows the instructions of the recipe and must not exceed 5 cups.",
     "Answers 1 and 3 do not mention the tax; without mentioning the tax, Answer 2 is still right.",
     "The question does not mention whether one of the answers is right.",
+    "Working through the question gives the correct answer (18). The correct final answer: 18.",
     "The answer is 18.",
     "",
 ]

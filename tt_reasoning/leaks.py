@@ -45,8 +45,8 @@ _PATTERNS = {
         r"(?:told|given|provided(?: with)?|informed(?: of)?|shown|supplied with) (?:that )?the "
         rf"(?:answer\b{_NO_CHOICES}(?! (?:in|of|from|by) )|{_CORRECT} (?:final )?(?:answer|solution|result|value)\b)"
         rf"|\b(?:prompt|user|instructions?|task|problem|question) (?:has |have )?"
-        rf"(?:says?|said|states?|stated|tells?|told|gives?|gave|given|provides?|provided) (?:me |us )?(?:that )?"
-        rf"(?:the|a) {_TRUE} (?:final )?answer\b"
+        rf"(?:(?:says?|said|states?|stated|tells?|told|provides?|provided)(?: me| us)?|(?:gives?|gave) (?:me|us))"
+        rf" (?:that )?(?:the|a) {_TRUE} (?:final )?answer\b"
     ),
     # "the correct answer is provided", "the correct answer is known to be 18", "knowing the correct answer"
     "answer_known": (
@@ -72,7 +72,7 @@ _PATTERNS = {
         r"|\bwithout (?:mentioning|revealing|disclosing) (?:it\b|that\b"
         rf"|(?:the |this |any )?(?:(?:{_CORRECT}|{_GIVEN}|known) )*answer\b)"
         rf"|\b(?:to|must|should|need to) (?:justify|support) the (?:{_CORRECT}|{_GIVEN}|known) answer\b"
-        r"|\bfor you alone\b|\bcorrect final answer ?[:(]"
+        r"|\bfor you alone\b"
         r"|\bthe (?:last line|end of the message) (?:says|states|gives|tells|shows|has)\b"
         r"|\b(?:my|these) instructions\b"
     ),
