@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tt_reasoning.selection import (
-    Vote,
     bootstrap_interval,
-    count_votes,
+    elect,
     majority_vote,
     oracle,
     paired_bootstrap,
     pass_at_k,
+    resample_means,
     same_answer,
     vote_classes,
 )
@@ -68,9 +68,35 @@ def test_majority_counts_equal_numbers_together_and_keeps_the_first_spelling() -
     assert majority_vote(["7", "4.0", None, "4"]) == "4.0"
 
 
-def test_a_tie_goes_to_the_earliest_first_vote() -> None:
-    assert count_votes(["9", "4", "5", "5", "4"]) == Vote(index=1, votes=2, tied=True)
+def test_all_candidates_with_the_most_votes_win_and_one_is_named_by_the_earliest() -> None:
+    classes = vote_classes(["9", "4", "5", "5", "4"])
+    assert classes == [[0], [1, 4], [2, 3]]
+    assert elect(classes) == [1, 2]
     assert majority_vote(["9", "4", "5", "5", "4"]) == "4"
+
+
+def test_weights_decide_a_vote() -> None:
+    classes = vote_classes(["4", "5", "4", None])
+    assert elect(classes, [0.2, 0.5, 0.2, 9.0]) == [1]  # 0.4 against 0.5; who says nothing has no vote
+    assert elect(classes, [0.3, 0.5, 0.3, 0.0]) == [0]
+    assert elect(classes, [0.0, 0.0, 0.0, 0.0]) == [0, 1]
+
+
+def test_weights_that_sum_to_the_same_but_for_rounding_tie() -> None:
+    assert 0.1 + 0.2 != 0.3
+    assert elect([[0, 1], [2]], [0.1, 0.2, 0.3]) == [0, 2]
+
+
+@given(answers, st.integers(0, 8))
+def test_the_first_answers_alone_have_the_same_candidates(extracted: list[str | None], k: int) -> None:
+    for equal in (same_answer, lambda a, b: same_answer(a, b)):
+        cut = [[i for i in members if i < k] for members in vote_classes(extracted, equal)]
+        assert [members for members in cut if members] == vote_classes(extracted[:k], equal)
+
+
+@given(answers)
+def test_spelling_alike_and_comparing_each_pair_give_the_same_candidates(extracted: list[str | None]) -> None:
+    assert vote_classes(extracted) == vote_classes(extracted, lambda a, b: same_answer(a, b))
 
 
 def test_none_never_votes() -> None:
@@ -146,6 +172,14 @@ def test_memory_does_not_grow_with_resamples_times_problems() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6
+
+
+def test_measures_resampled_together_are_those_resampled_alone() -> None:
+    table = np.random.default_rng(0).random((50, 2))
+    means = resample_means(table, num_resamples=200, seed=7)
+    for column in (0, 1):
+        assert means[:, column] == pytest.approx(resample_means(table[:, [column]], num_resamples=200, seed=7)[:, 0])
+    assert resample_means(np.array([[3.0], [5.0]]), num_resamples=500).min() == 3.0
 
 
 def test_paired_difference_by_hand() -> None:

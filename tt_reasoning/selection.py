@@ -1,14 +1,15 @@
 """Choosing among many answers, and how sure the resulting numbers are: pure functions, no torch.
 
-Everything works on one problem's answers (``majority_vote``, ``oracle``, ``pass_at_k``) or on one
-number a problem (``bootstrap_interval``, ``paired_bootstrap``): problems are the unit that is drawn
+Everything works on one problem's answers (``elect``, ``majority_vote``, ``oracle``, ``pass_at_k``) or on
+numbers of problems (``bootstrap_interval``, ``paired_bootstrap``): problems are the unit that is drawn
 anew, because samples of one problem are not independent of each other.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from tt_reasoning.grading import normalize
 
 Equal = Callable[[str, str], bool]
 _spell = functools.lru_cache(maxsize=4096)(normalize)
-_CELLS_AT_ONCE = 2_000_000  # of the resamples-by-problems table: 16 MB of indices, 16 MB of values
+_CELLS_AT_ONCE = 1_000_000  # of the resamples-by-problems table: 8 MB of indices, of counts and of floats each
 
 
 def same_answer(a: str, b: str) -> bool:
@@ -33,15 +34,22 @@ def same_answer(a: str, b: str) -> bool:
 
 
 def vote_classes(extracted: Sequence[str | None], equal: Equal = same_answer) -> list[list[int]]:
-    """The candidates of a vote: for each, the indices of the answers that vote for it.
+    """The candidates of a vote: for each, the indices of the answers that vote for it, rising.
 
     Candidates stand in order of their first vote. An answer joins the first candidate whose first
-    vote it equals, so an ``equal`` that is not transitive still gives one well-defined result. None
-    (nothing could be extracted) never votes.
+    vote it equals, so an ``equal`` that is not transitive still gives one well-defined result, and the
+    first k answers alone give the same candidates, cut to the indices below k. None (nothing could be
+    extracted) never votes.
 
     >>> vote_classes(["4", None, "5", "4.0"])
     [[0, 3], [2]]
     """
+    if equal is same_answer:  # one spelling a candidate: no need to compare each with each
+        spelled: dict[str, list[int]] = {}
+        for index, answer in enumerate(extracted):
+            if answer is not None:
+                spelled.setdefault(_spell(answer), []).append(index)
+        return list(spelled.values())
     classes: list[list[int]] = []
     for index, answer in enumerate(extracted):
         if answer is None:
@@ -55,40 +63,35 @@ def vote_classes(extracted: Sequence[str | None], equal: Equal = same_answer) ->
     return classes
 
 
-class Vote(NamedTuple):
-    """A vote's outcome: the index of the winner's first vote, how many votes it got, whether others got as many."""
+def elect(classes: Sequence[Sequence[int]], weights: Sequence[float] | None = None) -> list[int]:
+    """The winners of a vote, each by the index of its first vote: several when they tie, none when nobody votes.
 
-    index: int
-    votes: int
-    tied: bool
+    Args:
+        classes: as ``vote_classes`` gives them.
+        weights: what the vote of every answer counts, at least 0; 1 each unless given. Sums that differ by
+            rounding alone are a tie.
 
-
-def count_votes(extracted: Sequence[str | None], equal: Equal = same_answer) -> Vote | None:
-    """The winner of a majority vote, or None when nobody votes. A tie goes to the earliest first vote.
-
-    The samples of a problem are exchangeable, so the earliest among equals is a fair draw that
-    repeats exactly.
-
-    >>> count_votes(["7", "4", "4.0"]), count_votes(["7", "4"])
-    (Vote(index=1, votes=2, tied=False), Vote(index=0, votes=1, tied=True))
+    >>> elect([[0], [1, 3], [2]]), elect([[0, 2], [1, 3]]), elect([])
+    ([1], [0, 1], [])
+    >>> elect([[0, 2], [1]], weights=[0.25, 0.75, 0.25])
+    [1]
     """
-    classes = vote_classes(extracted, equal)
-    if not classes:
-        return None
-    winner = max(classes, key=len)  # the first of the longest
-    return Vote(winner[0], len(winner), sum(len(members) == len(winner) for members in classes) > 1)
+    totals = [float(len(m)) if weights is None else math.fsum(weights[i] for i in m) for m in classes]
+    most = max(totals, default=0.0)
+    return [m[0] for m, total in zip(classes, totals, strict=True) if math.isclose(total, most, rel_tol=1e-9)]
 
 
 def majority_vote(extracted: Sequence[str | None], equal: Equal = same_answer) -> str | None:
     """The answer most samples agree on, as its first voter wrote it; None when nobody votes.
 
-    A tie goes to the answer that came first (see ``count_votes``).
+    A tie goes to the answer that came first: where one answer must be named, that is a fair draw which repeats
+    exactly, since samples are exchangeable. To measure a vote, take the mean over its winners (``elect``).
 
     >>> majority_vote(["7", None, "4", "4.0"]), majority_vote(["7", "4"]), majority_vote([None])
     ('4', '7', None)
     """
-    vote = count_votes(extracted, equal)
-    return None if vote is None else extracted[vote.index]
+    winners = elect(vote_classes(extracted, equal))
+    return extracted[winners[0]] if winners else None
 
 
 def oracle(correct: Sequence[bool]) -> bool:
@@ -121,22 +124,41 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / np.arange(num_samples - num_correct + 1, num_samples + 1)))
 
 
-def _resampled_means(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """The means of ``num_resamples`` draws of len(values) with replacement; memory does not grow with either."""
+def resample_means(values_PM: np.ndarray, *, num_resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """The means of M measures on P problems, each over P problems drawn with replacement: (num_resamples, M).
+
+    A resample draws the same problems for every measure, so the difference of two columns is a paired
+    bootstrap, and one draw serves all of them. Memory beside the result does not grow with P or the resamples.
+
+    Raises:
+        ValueError: not a table of at least one problem, or fewer than one resample.
+
+    >>> resample_means(np.array([[1.0, 0.0], [1.0, 1.0]]), num_resamples=1000).mean(axis=0).round(1).tolist()
+    [1.0, 0.5]
+    """
     if num_resamples < 1:
         raise ValueError(f"num_resamples={num_resamples} must be at least 1")
+    if values_PM.ndim != 2 or not len(values_PM):
+        raise ValueError("values must be a list of at least one number")
+    generator = np.random.default_rng(seed)
+    num_problems = len(values_PM)
+    rows_at_once = max(1, _CELLS_AT_ONCE // num_problems)
+    means = []
+    for start in range(0, num_resamples, rows_at_once):
+        rows = min(rows_at_once, num_resamples - start)
+        drawn = generator.integers(0, num_problems, (rows, num_problems))
+        drawn += np.arange(rows)[:, None] * num_problems
+        counts = np.bincount(drawn.ravel(), minlength=rows * num_problems).reshape(rows, num_problems)
+        means.append(counts.astype(np.float64) @ values_PM / num_problems)
+    return np.concatenate(means)
 
-    def blocks() -> Iterator[np.ndarray]:
-        generator = np.random.default_rng(seed)
-        rows = max(1, _CELLS_AT_ONCE // len(values))
-        for start in range(0, num_resamples, rows):
-            shape = (min(rows, num_resamples - start), len(values))
-            yield values[generator.integers(0, len(values), shape)].mean(axis=1)
 
-    return np.concatenate(list(blocks()))
+def percentile_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The (1 ± confidence)/2 quantiles of resampled means. Raises ValueError for a confidence outside (0, 1).
 
-
-def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    >>> percentile_interval(np.arange(101.0), confidence=0.5)
+    (25.0, 75.0)
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is not between 0 and 1")
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -158,10 +180,15 @@ def bootstrap_interval(
     >>> bootstrap_interval([1, 1, 1])
     (1.0, 1.0)
     """
+    means = resample_means(_column(values), num_resamples=num_resamples, seed=seed)
+    return percentile_interval(means, confidence)
+
+
+def _column(values: Sequence[float]) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array):
+    if array.ndim != 1:
         raise ValueError("values must be a list of at least one number")
-    return _percentiles(_resampled_means(array, num_resamples, seed), confidence)
+    return array[:, None]
 
 
 class Difference(NamedTuple):
@@ -173,6 +200,21 @@ class Difference(NamedTuple):
     p_value: float
 
 
+def describe_difference(observed: float, means: np.ndarray, confidence: float = 0.95) -> Difference:
+    """A paired difference from its resamples, with interval and two-sided p-value.
+
+    With d the observed difference and d*_r that of resample r, the interval is the percentile interval of
+    d*, and p = (1 + #{r: |d*_r - d| >= |d|}) / (1 + R) over R resamples: centred on the null hypothesis d = 0
+    (Davison & Hinkley 1997, ch. 4), never exactly 0.
+
+    >>> describe_difference(0.5, np.array([0.0, 0.5, 0.5, 1.0]), confidence=0.5)
+    Difference(difference=0.5, low=0.375, high=0.625, p_value=0.6)
+    """
+    # Rounding must not turn |d* - d| = |d| into less: every such tie counts as extreme.
+    as_extreme = int(np.count_nonzero(np.abs(means - observed) >= abs(observed) - 1e-12))
+    return Difference(observed, *percentile_interval(means, confidence), (1 + as_extreme) / (1 + len(means)))
+
+
 def paired_bootstrap(
     values_a: Sequence[float],
     values_b: Sequence[float],
@@ -181,11 +223,7 @@ def paired_bootstrap(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """mean(a) - mean(b) over the same problems in the same order, with interval and two-sided p-value.
-
-    With d the observed mean of a_i - b_i and d*_r that of resample r, the interval is the percentile
-    interval of d*, and p = (1 + #{r: |d*_r - d| >= |d|}) / (1 + num_resamples): resamples centred on the
-    null hypothesis d = 0 (Davison & Hinkley 1997, ch. 4), never exactly 0.
+    """mean(a) - mean(b) over the same problems in the same order, as ``describe_difference`` has it.
 
     Raises:
         ValueError: lists of different length, or as ``bootstrap_interval``.
@@ -195,11 +233,6 @@ def paired_bootstrap(
     """
     if len(values_a) != len(values_b):
         raise ValueError(f"values of {len(values_a)} problems cannot be paired with values of {len(values_b)}")
-    differences = np.asarray(values_a, dtype=np.float64) - np.asarray(values_b, dtype=np.float64)
-    if differences.ndim != 1 or not len(differences):
-        raise ValueError("values must be lists of at least one number")
-    observed = float(differences.mean())
-    means = _resampled_means(differences, num_resamples, seed)
-    # Rounding must not turn |d* - d| = |d| into less: every such tie counts as extreme.
-    as_extreme = int(np.count_nonzero(np.abs(means - observed) >= abs(observed) - 1e-12))
-    return Difference(observed, *_percentiles(means, confidence), (1 + as_extreme) / (1 + num_resamples))
+    differences = _column(values_a) - _column(values_b)
+    means = resample_means(differences, num_resamples=num_resamples, seed=seed)
+    return describe_difference(float(differences.mean()), means[:, 0], confidence)
