@@ -11,14 +11,11 @@ import pytest
 
 from tt_reasoning import store
 from tt_reasoning.errors import UserError
-from tt_reasoning.evaluation import Report, Result, describe, evaluate, format_table, read_report
-from tt_reasoning.types import Answer, Problem, Sampling, Verdict
+from tt_reasoning.evaluation import Candidates, Report, Result, describe, evaluate, format_table, read_report
+from tt_reasoning.selection import bootstrap_interval, paired_bootstrap
+from tt_reasoning.types import Answer, Sampling, Verdict
 
 SAMPLING = Sampling(model="tiny", prompt="ssa")
-
-
-def problem(number: int) -> Problem:
-    return Problem(source="gsm8k", split="test", question=f"question {number}", reference="1")
 
 
 def verdict(extracted: str | None, reason: str = "") -> Verdict:
@@ -36,48 +33,123 @@ def final(extracted: str | None, *, num_tokens: int = 10, finish_reason: str = "
     return answer, verdict(extracted, reason)
 
 
-PROBLEMS = [problem(number) for number in range(4)]
 EXTRACTED = [["1", "2", "1.0"], ["2", "1", None], ["2", "2", "1"], [None, None, None]]
-VERDICTS = {p.id: [verdict(text) for text in row] for p, row in zip(PROBLEMS, EXTRACTED, strict=True)}
+TOKENS = [[10, 10, 10], [2, 4, 6], [10, 10, 4], [3, 3, 3]]
+WORLD = [
+    Candidates(problem_id=str(number), verdicts=tuple(map(verdict, row)), num_tokens=tuple(tokens))
+    for number, (row, tokens) in enumerate(zip(EXTRACTED, TOKENS, strict=True))
+]
 
 
-def aggregated(*finals: tuple) -> dict:
-    return {p.id: found for p, found in zip(PROBLEMS, finals, strict=True)}
+def reading(*finals: tuple, method: str = "aggregator", k: int = 3) -> dict:
+    return {(method, k): {c.problem_id: found for c, found in zip(WORLD, finals, strict=True)}}
 
 
 def values(evaluation) -> dict[str, float]:
-    return {result.method: result.value for result in evaluation.results}
+    return {result.label: result.value for result in evaluation.results}
 
 
-def test_votes_are_worked_by_hand() -> None:
-    evaluation = evaluate(PROBLEMS, VERDICTS)
-    # correct: 2, 1, 1, 0 of 3; the majority picks 1 (right), 2 (tie, the earlier), 2, nothing
-    assert values(evaluation) == {"pass@1": pytest.approx(4 / 12), "majority@3": 1 / 4, "pass@3": 3 / 4}
-    assert evaluation.results[1].detail == {"ties": 1, "no_votes": 1}
-    assert [(d.method, d.baseline, d.difference) for d in evaluation.differences] == [
-        ("majority@3", "pass@1", pytest.approx(1 / 4 - 4 / 12))
-    ]
-    assert evaluation.counts == {
-        "problems": 4, "judged": 4, "left_out": {}, "answer_reasons": {"match": 4, "mismatch": 4, "no_answer": 4},
+def result_of(evaluation, label: str) -> Result:
+    return next(result for result in evaluation.results if result.label == label)
+
+
+def difference_of(evaluation, method: str, baseline: str):
+    return next(d for d in evaluation.differences if (d.method, d.baseline) == (method, baseline))
+
+
+def test_every_method_and_k_is_worked_by_hand() -> None:
+    # correct: 2, 1, 1, 0 of 3
+    assert values(evaluate(WORLD, [3, 1, 2])) == {
+        "pass@1": pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 4),
+        "oracle@1": 1 / 4, "majority@1": 1 / 4, "length_weighted@1": 1 / 4,  # the first answers alone: 1, 2, 2, none
+        "pass@2": pytest.approx((1 + 2 / 3 + 2 / 3) / 4),  # 3 pairs: all hold a right answer, 2 of them, 2, none
+        "oracle@2": 2 / 4,
+        "majority@2": (0.5 + 0.5) / 4,  # two ties of right and wrong, then 2 twice
+        "length_weighted@2": 0.5 / 4,  # the tie stays, 1/2 beats 1/4 for the wrong one
+        "pass@3": 3 / 4,
+        "oracle@3": 3 / 4,
+        "majority@3": (1 + 0.5) / 4,
+        "length_weighted@3": (1 + 0 + 1) / 4,  # in the third problem 1/4 beats 1/10 + 1/10
     }  # fmt: skip
 
 
+def test_ties_and_problems_without_a_vote_are_counted() -> None:
+    evaluation = evaluate(WORLD, [2, 3])
+    assert result_of(evaluation, "majority@2").detail == {"ties": 2, "no_votes": 1}
+    assert result_of(evaluation, "majority@3").detail == {"ties": 1, "no_votes": 1}
+    assert result_of(evaluation, "length_weighted@3").detail == {"ties": 0, "no_votes": 1}
+
+
+def test_scores_weigh_the_votes() -> None:
+    scores = [(0.1, 0.9, 0.1), (0.3, 0.3, 5.0), (0.2, 0.2, 0.5), (1.0, 1.0, 1.0)]
+    scored = [replace(c, scores=row) for c, row in zip(WORLD, scores, strict=True)]
+    # 0.9 for the wrong answer beats 0.2; a tie (the 5 says nothing); 0.5 for the right one beats 0.4; no vote
+    assert values(evaluate(scored, [3]))["score_weighted@3"] == (0 + 0.5 + 1 + 0) / 4
+    assert "score_weighted@3" not in values(evaluate(WORLD, [3]))
+
+
+def test_pass_at_k_uses_every_answer_and_the_other_methods_the_first_k() -> None:
+    more = [replace(c, verdicts=(*c.verdicts, verdict("1")), num_tokens=(*c.num_tokens, 7)) for c in WORLD]
+    before, after = values(evaluate(WORLD, [3])), values(evaluate(more, [3]))
+    assert after["pass@1"] == pytest.approx((3 + 2 + 2 + 1) / 4 / 4)
+    assert after["pass@3"] == pytest.approx((1 + 1 + 1 + 3 / 4) / 4)  # one right of 4: 3 of the 4 triples hold it
+    for label in ("oracle@3", "majority@3", "length_weighted@3"):
+        assert after[label] == before[label]
+
+
+def test_tokens_are_those_of_the_answers_used_and_of_the_reader() -> None:
+    finals = reading(*(final("1", num_tokens=n) for n in (10, 20, 30, 40)))
+    spent = {r.label: (r.answer_tokens, r.reader_tokens) for r in evaluate(WORLD, [2, 3], finals).results}
+    assert spent["pass@1"] == (pytest.approx((10 + 4 + 8 + 3) / 4), 0)
+    assert spent["pass@2"] == (pytest.approx(2 * (10 + 4 + 8 + 3) / 4), 0)
+    assert spent["majority@2"] == ((20 + 6 + 20 + 6) / 4, 0)
+    assert spent["majority@3"] == ((30 + 12 + 24 + 9) / 4, 0)
+    assert spent["aggregator@3"] == ((30 + 12 + 24 + 9) / 4, 25.0)
+
+
+def test_intervals_and_differences_are_those_of_the_values_of_each_problem() -> None:
+    evaluation = evaluate(WORLD, [2, 3], reading(*(final(text) for text in ("1", "2", "1", "1"))))
+    majority, single, finals = [1, 0.5, 0, 0], [2 / 3, 1 / 3, 1 / 3, 0], [1, 0, 1, 1]
+    result = result_of(evaluation, "majority@3")
+    assert (result.low, result.high) == pytest.approx(bootstrap_interval(majority))
+    for method, row in (("pass@1", single), ("aggregator@3", finals)):
+        found = difference_of(evaluation, method, "majority@3")
+        assert (found.difference, found.low, found.high, found.p_value) == pytest.approx(
+            paired_bootstrap(row, majority)
+        )
+    assert difference_of(evaluation, "aggregator@3", "majority@3").difference == 3 / 4 - 1.5 / 4
+    compared = [(d.method, d.baseline) for d in evaluation.differences]
+    assert compared == [
+        *((m, "majority@2") for m in ("pass@1", "pass@2", "oracle@2", "length_weighted@2")),
+        *((m, "majority@3") for m in ("pass@1", "pass@3", "oracle@3", "length_weighted@3", "aggregator@3")),
+    ]
+
+
 def test_every_interval_holds_its_value() -> None:
-    for result in evaluate(PROBLEMS, VERDICTS).results:
+    for result in evaluate(WORLD, [1, 2, 3]).results:
         assert result.low <= result.value <= result.high
         assert result.num_problems == 4
 
 
-def test_aggregator_answers_split_into_selected_synthesised_and_none() -> None:
-    finals = aggregated(
+def test_counts_hold_the_outcome_of_every_verdict() -> None:
+    counts = evaluate(WORLD, [3], reading(*(final(text) for text in ("1", "2", None, "1")))).counts
+    none = {"bad_reference": 0, "timeout": 0, "error": 0}
+    assert counts == {
+        "problems": 4, "judged": 4, "left_out": {},
+        "answer_reasons": {"match": 4, "mismatch": 4, "no_answer": 4, **none},
+        "reader_reasons": {"aggregator@3": {"match": 2, "mismatch": 1, "no_answer": 1, **none}},
+    }  # fmt: skip
+
+
+def test_a_readers_answers_split_into_selected_synthesised_and_none() -> None:
+    finals = reading(
         final("1", num_tokens=10),  # selected, right
         final("2", num_tokens=20, finish_reason="length"),  # selected, wrong
         final("3", num_tokens=30),  # offered were 2, 2, 1: synthesised, wrong
         final("1", num_tokens=40),  # nothing was offered: synthesised, right
     )
-    evaluation = evaluate(PROBLEMS, VERDICTS, finals)
-    result = evaluation.results[-1]
-    assert (result.method, result.value) == ("aggregator", 0.5)
+    result = result_of(evaluate(WORLD, [3], finals), "aggregator@3")
+    assert result.value == 0.5
     assert result.detail == {
         "cut": 0.25,
         "mean_tokens": 25.0,
@@ -85,21 +157,26 @@ def test_aggregator_answers_split_into_selected_synthesised_and_none() -> None:
         "synthesised": {"num_problems": 2, "accuracy": 0.5},
         "no_answer": {"num_problems": 0, "accuracy": None},
     }
-    found = evaluation.differences[-1]
-    assert (found.method, found.baseline, found.difference) == ("aggregator", "majority@3", 0.25)
-    assert evaluation.counts["aggregator_reasons"] == {"match": 2, "mismatch": 2}
 
 
-def test_an_aggregator_that_says_nothing_is_wrong_and_counted_apart() -> None:
-    detail = evaluate(PROBLEMS, VERDICTS, aggregated(*[final(None)] * 4)).results[-1].detail
+def test_a_reader_of_two_answers_selects_among_these_two() -> None:
+    finals = reading(*[final("1")] * 4, method="usc", k=2)
+    result = result_of(evaluate(WORLD, [2, 3], finals), "usc@2")
+    assert result.detail["selected"]["num_problems"] == 2  # the third problem offers 1 only as its third answer
+    assert "usc@3" not in values(evaluate(WORLD, [2, 3], finals))
+
+
+def test_a_reader_that_says_nothing_is_wrong_and_counted_apart() -> None:
+    detail = evaluate(WORLD, [3], reading(*[final(None)] * 4)).results[-1].detail
     assert detail["no_answer"] == {"num_problems": 4, "accuracy": 0.0}
     assert detail["selected"]["accuracy"] is None
 
 
-def test_a_problem_that_cannot_be_judged_is_left_out_for_every_method() -> None:
-    verdicts = {**VERDICTS, PROBLEMS[2].id: [verdict("2", "timeout"), verdict("2"), verdict("1", "bad_reference")]}
-    finals = aggregated(final("1"), final("1", reason="timeout"), final("1"), final("1"))
-    evaluation = evaluate(PROBLEMS, verdicts, finals)
+def test_a_problem_that_cannot_be_judged_is_left_out_for_every_method_and_k() -> None:
+    world = [*WORLD]
+    world[2] = replace(WORLD[2], verdicts=(verdict("2"), verdict("2", "timeout"), verdict("1", "bad_reference")))
+    finals = reading(final("1"), final("1", reason="timeout"), final("1"), final("1"))
+    evaluation = evaluate(world, [1, 3], finals)
     assert {result.num_problems for result in evaluation.results} == {2}
     assert {found.num_problems for found in evaluation.differences} == {2}
     assert values(evaluation)["pass@3"] == 0.5  # of problems 0 and 3
@@ -109,34 +186,55 @@ def test_a_problem_that_cannot_be_judged_is_left_out_for_every_method() -> None:
 
 
 def test_nothing_to_judge_is_the_users_error() -> None:
+    world = [replace(WORLD[0], verdicts=(verdict("1", "bad_reference"),))]
     with pytest.raises(UserError, match=r"none of the 1 problems can be judged \(bad_reference 1\)"):
-        evaluate(PROBLEMS[:1], {PROBLEMS[0].id: [verdict("1", "bad_reference")]})
+        evaluate(world, [1])
 
 
-def test_problems_with_different_numbers_of_answers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"same number of verdicts, at least one; found \[1, 3\]"):
-        evaluate(PROBLEMS, {**VERDICTS, PROBLEMS[0].id: [verdict("1")]})
+def test_more_answers_than_a_problem_has_are_refused() -> None:
+    for ks in ([4], [0], []):
+        with pytest.raises(ValueError, match="does not fit problems with 3 answers"):
+            evaluate(WORLD, ks)
 
 
-def test_one_answer_has_no_oracle_row_beside_pass_at_1() -> None:
-    evaluation = evaluate(PROBLEMS, {name: row[:1] for name, row in VERDICTS.items()})
-    assert values(evaluation) == {"pass@1": 0.25, "majority@1": 0.25}
+def test_problems_may_have_different_numbers_of_answers() -> None:
+    world = [*WORLD[:3], replace(WORLD[3], verdicts=(verdict("1"),) * 5, num_tokens=(1,) * 5)]
+    assert values(evaluate(world, [3]))["pass@1"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3 + 1) / 4)
 
 
 def test_the_callers_equality_decides_the_vote_and_the_selection() -> None:
-    never = evaluate(PROBLEMS, VERDICTS, aggregated(*[final("1")] * 4), equal=lambda a, b: False)
-    assert never.results[1].detail["ties"] == 3  # each answer alone: every problem with a vote is a tie
+    never = evaluate(WORLD, [3], reading(*[final("1")] * 4), equal=lambda a, b: False)
+    majority = result_of(never, "majority@3")
+    assert majority.detail["ties"] == 3  # each answer alone: every problem with a vote is a tie
+    assert majority.value == pytest.approx((2 / 3 + 1 / 2 + 1 / 3) / 4)
     assert never.results[-1].detail["selected"]["num_problems"] == 0
 
 
+def test_categories_have_their_own_accuracies_and_counts() -> None:
+    named = [replace(c, category=name) for c, name in zip(WORLD, ("law", "art", "law", None), strict=True)]
+    evaluation = evaluate(named, [3])
+    found = {(c.category, c.method, c.k): (c.value, c.num_problems) for c in evaluation.categories}
+    assert found["law", "majority", 3] == (0.5, 2)
+    assert found["law", "pass", 1] == (pytest.approx(0.5), 2)
+    assert found["art", "majority", 3] == (0.5, 1)
+    assert found["(none)", "oracle", 3] == (0.0, 1)
+    assert len(found) == 3 * len(evaluation.results)
+    assert all(c.low <= c.value <= c.high for c in evaluation.categories)
+    assert evaluate(WORLD, [3]).categories == ()
+
+
 def test_the_description_says_every_number() -> None:
-    text = describe(evaluate(PROBLEMS, VERDICTS, aggregated(*[final("1", finish_reason="length")] * 4)))
-    assert re.search(r"^aggregator +100\.0 +\[100\.0, 100\.0\] +4$", text, re.MULTILINE)
-    assert "aggregator - majority@3: +75.0 points" in text
-    assert "majority@3: 1 ties, 1 without a vote" in text
-    assert "3 selected (100.0 % correct), 1 synthesised (100.0 % correct), 0 no answer; 10 tokens" in text
-    assert "100.0 % cut" in text
-    assert "aggregator: the same on every problem, so the interval is a point" in text
+    text = describe(evaluate(WORLD, [2, 3], reading(*[final("1", finish_reason="length")] * 4)))
+    first, second, notes = text.split("\n\n")
+    assert re.search(r"^majority@2 +25\.0 +\[0\.0, 50\.0\] +13$", first, re.MULTILINE)
+    assert re.search(r"^pass@1 +33\.3 +\[[^]]*\] +\+8\.3 \[[^]]*\] +0\.\d+ +6$", first, re.MULTILINE)
+    assert re.search(r"^pass@1 .* -4\.2 \[", second, re.MULTILINE)
+    assert re.search(r"^aggregator@3 +100\.0 +\[100\.0, 100\.0\] +\+62\.5 .* 29$", second, re.MULTILINE)
+    assert "majority@3: 1 ties, 1 without a vote" in second
+    assert "3 selected (100.0 % correct), 1 synthesised (100.0 % correct), 0 no answer; 10 tokens" in second
+    assert "100.0 % cut" in second
+    assert "aggregator@3: the same on every problem, so the interval is a point" in notes
+    assert "answers: match 4, mismatch 4, no_answer 4\naggregator@3: match 4" in notes
 
 
 def test_a_table_is_aligned_in_text_and_in_markdown() -> None:
@@ -147,11 +245,12 @@ def test_a_table_is_aligned_in_text_and_in_markdown() -> None:
 
 
 def report() -> Report:
-    evaluation = evaluate(PROBLEMS, VERDICTS)
+    evaluation = evaluate([replace(c, category="art") for c in WORLD], [1, 3], reading(*[final("1")] * 4))
     return Report(
-        answers="answers/demo", model="tiny", dataset="gsm8k", split="test", num_problems=4, num_answers=3,
-        aggregator=None, prompt=None, results=evaluation.results, differences=evaluation.differences,
-        counts=evaluation.counts, tokens={"answers": 100}, versions={},
+        answers="answers/demo", model="tiny", dataset="gsm8k", split="test", num_problems=4, num_samples=3,
+        most_samples=3, num_answers=(1, 3), aggregator="a", prompt="ssa", usc_model=None, results=evaluation.results,
+        differences=evaluation.differences, categories=evaluation.categories, counts=evaluation.counts,
+        settings={"evaluate": {"seed": 0}}, versions={},
     )  # fmt: skip
 
 
@@ -173,8 +272,17 @@ def test_a_malformed_report_is_named(tmp_path: Path) -> None:
             read_report(path)
 
 
+def test_a_report_of_another_format_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for number, words in ((None, "its format is 1"), (3, "its format is 3")):
+        row = {**asdict(report()), "format": number} if number else {"answers": "a", "num_answers": 4, "results": []}
+        path.write_text(json.dumps(row))
+        with pytest.raises(UserError, match=f"{words}, this version reads 2; evaluate again into a new folder"):
+            read_report(path)
+
+
 def test_results_can_be_changed_only_by_a_copy() -> None:
-    result = Result(method="pass@1", value=0.0, low=0.0, high=0.0, num_problems=1)
+    result = Result(method="pass", k=1, value=0.0, low=0.0, high=0.0, num_problems=1, answer_tokens=1.0)
     assert replace(result, value=1.0).value == 1.0
     with pytest.raises(AttributeError):
         result.value = 1.0  # type: ignore[misc]

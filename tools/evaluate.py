@@ -1,34 +1,45 @@
-"""Evaluate graded answers: pass@1, majority vote, pass@k and, with a model, the aggregator's final answers.
+"""Evaluate graded answers: pass@k, votes and, with a model, the final answers of an aggregator and of USC.
 
-The first --num-answers answers of every problem are voted on; the aggregator reads the same ones, shuffled by
---order-seed as in training, and writes one final answer, graded like any other. All methods are measured on the
-same problems, so that differences are paired; what could not be judged is counted. Unlike the SSA reference
-(arXiv 2506.09014) nothing is filtered: a problem without a single usable answer counts as well.
+For every k of --num-answers the first k answers of each problem are voted on; an aggregator (SSA, arXiv 2506.09014)
+and universal self-consistency (--usc-model, arXiv 2311.17311) read the same ones, shuffled by --order-seed as in
+training, and write one final answer, graded like any other. pass@k is estimated from all answers there are. All methods
+are measured on the same problems, so that differences are paired; what could not be judged is counted. Unlike the
+reference nothing is filtered: a problem without a single usable answer counts as well.
 
-Example: python tools/evaluate.py --answers answers/demo --aggregator outputs/step_2 --num-answers 4 --out results/demo
+A killed run goes on where it was; more k, --usc-model and --cut-share may be added to the same folder later.
+docs/evaluation.md says how every number is made.
+
+Example: python tools/evaluate.py --answers answers/demo --aggregator outputs/step_2 --num-answers 1 2 4 --out results/a
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from tt_reasoning import store
+from tt_reasoning.aggregation import (
+    Reader,
+    Reading,
+    ask_reader,
+    check_weights,
+    describe_weights,
+    keep_open,
+    read_answers,
+    trained_prompt,
+)
 from tt_reasoning.answer_sets import (
     VERDICTS,
     AnswerFolder,
-    Dropped,
     describe_records,
-    first_answers,
     open_answers,
     read_groups,
     require_samples,
@@ -36,32 +47,38 @@ from tt_reasoning.answer_sets import (
 )
 from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
-from tt_reasoning.evaluation import RESULTS, Report, describe, evaluate
-from tt_reasoning.generation import ANSWERS, PROBLEMS, Counts, check_complete, generate_answers
+from tt_reasoning.evaluation import AGGREGATOR, RESULTS, Candidates, Evaluation, Report, describe, evaluate
+from tt_reasoning.generation import PROBLEMS
 from tt_reasoning.grading import Grader
-from tt_reasoning.prompts import answer_set_text, get_prompt
+from tt_reasoning.prompts import get_prompt
 from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
-
-AGGREGATED = "aggregated.jsonl"
-AGGREGATED_VERDICTS = "aggregated_verdicts.jsonl"
-CARD = "aggregator.json"  # written beside the weights by the recipe: says which prompt it was trained with
-_EMBEDDING = "model.embed_tokens.weight"
-_GRADED_AT_ONCE = 64
+from tt_reasoning.types import Sampling, Score, Verdict
 
 
 @dataclass(kw_only=True)
 class Arguments:
     answers: Path
     """folder of generate_answers, graded by check_answers"""
-    num_answers: int
-    """k: the first so many answers of each problem"""
     out: Path
     """folder for the results; the same arguments again resume it"""
+    num_answers: tuple[int, ...] = ()
+    """k, one or several: the first so many answers of each problem; 1, 2, 4, ... and all there are unless given"""
+    answers_temperature: float | None = None
+    """which answers, where the folder holds several temperatures"""
+    limit: int | None = None
+    """only the first so many problems"""
+    scores: Path | None = None
+    """JSON lines {"answer_id": ..., "score": ...} of a judge, at least 0: weights of one more vote"""
     aggregator: str | None = None
     """the aggregator's Hugging Face folder or Hub name; without it only the votes are evaluated"""
     prompt: str = "auto"
     """the aggregator's prompt; auto: the one it was trained with, else ssa"""
+    cut_share: tuple[float, ...] = ()
+    """let the aggregator also read the answers without this share of their end: does it only copy results?"""
+    usc_model: str | None = None
+    """an instruct model that selects the most consistent answer (universal self-consistency)"""
+    usc_prompt: tuple[str, ...] = ("usc", "usc_majority")
+    """how it is asked, each a method of its own"""
     max_new_tokens: int = 512
     """tokens of a final answer"""
     temperature: float = 0.1
@@ -69,203 +86,205 @@ class Arguments:
     top_k: int = 40
     """0 means no limit"""
     seed: int = 0
-    """of the aggregator's sampling"""
+    """of the sampling of final answers"""
     order_seed: int = 0
-    """decides the order in which the aggregator reads the answers"""
-    limit: int | None = None
-    """only the first so many problems"""
+    """decides the order in which a model reads the answers"""
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
 def main(args: Arguments) -> str:
     check_arguments(args)
-    prompt_name = choose_prompt(args) if args.aggregator else None
-    answers = open_answers(args.answers)
-    require_verdicts(answers)
-    require_samples(answers, args.num_answers)
-    sets = read_sets(answers, args)
-    with store.open_run(args.out, "evaluate", identify(args, prompt_name)) as out:
-        finals = aggregate(args, prompt_name, sets, out) if prompt_name else {}
-        report = build_report(args, prompt_name, sets, finals)
-        store.write_json(out / RESULTS, asdict(report))
-    print(describe(report) + "\n")
+    readers = list_readers(args)
+    answers = open_graded(args)
+    candidates, names = read_candidates(answers, args)
+    ks = choose_ks(args, candidates)
+    if args.scores:
+        candidates = list(add_scores(candidates, args.scores, ks[-1]))
+    identity = {"answers": str(args.answers), "answers_temperature": args.answers_temperature, "limit": args.limit}
+    identity[PROBLEMS] = describe_records(args.answers / PROBLEMS)
+    with store.open_run(args.out, "evaluate", identity):
+        readings = dict(read_all(args, answers, readers, ks))
+        evaluation = evaluate(candidates, ks, readings)
+        report = build_report(args, names, readers, ks, candidates, evaluation)
+        store.write_json(args.out / RESULTS, asdict(report))
+    print(("\n" if readers else "") + f"{head_line(report)}\n\n{describe(report)}\n")
     return f"{report.counts['judged']} of {report.num_problems} problems evaluated; results: {args.out / RESULTS}"
 
 
 def check_arguments(args: Arguments) -> None:
     """Refuse what no engine could run, before anything is read or loaded."""
-    for name, least in (("num_answers", 1), ("limit", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0)):
+    for name, least in (("limit", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"{name}={value} should be at least {least}")
-    if args.aggregator is None:
-        return
-    args.engine.check(args.aggregator)
-    if Path(args.aggregator).is_dir():
-        check_weights(Path(args.aggregator))
+    for k in args.num_answers:
+        if k < 1:
+            raise UserError(f"num_answers={k} should be at least 1")
+    for share in args.cut_share:
+        if not 0 < share < 1:
+            raise UserError(f"--cut-share {share:g} is not between 0 and 1: 0.3 cuts the last 30 % of every answer")
+    if args.cut_share and args.aggregator is None:
+        raise UserError("--cut-share is about what an aggregator reads; name one with --aggregator")
+    for model in filter(None, (args.aggregator, args.usc_model)):
+        args.engine.check(model)
+        if Path(model).is_dir() and args.engine.name != "openai":
+            check_weights(Path(model))
 
 
-def check_weights(model: Path) -> None:
-    """Refuse a folder whose weights are missing, damaged or of another size than its config, by their headers alone."""
-    files = sorted(model.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{model} holds no *.safetensors file: not a Hugging Face model folder")
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{model / 'config.json'}: not JSON: {error}") from None
-    expected = [config.get("vocab_size"), config.get("hidden_size")]
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                found = tensors.get_slice(_EMBEDDING).get_shape() if _EMBEDDING in tensors.keys() else expected  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{path}: damaged: {error}; save or fetch the model again") from None
-        if found != expected:
+def list_readers(args: Arguments) -> list[Reader]:
+    """The models that read answers, by model: the aggregator, with whole and with cut answers, and USC."""
+    readers = []
+    if args.aggregator:
+        prompt = trained_prompt(args.aggregator) or "ssa" if args.prompt == "auto" else get_prompt(args.prompt).name
+        readers.append(Reader(method=AGGREGATOR, model=args.aggregator, prompt=prompt))
+        readers += [
+            replace(readers[0], method=f"{AGGREGATOR}_cut{share:g}", cut_share=share)
+            for share in sorted(set(args.cut_share))
+        ]
+    if args.usc_model:
+        names = [get_prompt(name).name for name in dict.fromkeys(args.usc_prompt)]
+        readers += [Reader(method=name, model=args.usc_model, prompt=name) for name in names]
+    return readers
+
+
+def open_graded(args: Arguments) -> AnswerFolder:
+    """The folder of answers, of one temperature, every one of them with its verdict."""
+    answers = open_answers(args.answers, temperature=args.answers_temperature)
+    if len(answers.temperatures) > 1:
+        there = ", ".join(f"{value:g}" for value in answers.temperatures)
+        raise UserError(f"{args.answers} holds answers of several temperatures ({there}); name --answers-temperature")
+    require_verdicts(answers)
+    if args.num_answers:
+        require_samples(answers, max(args.num_answers))
+    return answers
+
+
+def read_candidates(answers: AnswerFolder, args: Arguments) -> tuple[list[Candidates], dict[str, str]]:
+    """The verdicts and lengths of every problem's answers (texts stay on disk), and what they are called together:
+    model, dataset and split."""
+    by_id = {verdict.answer_id: verdict for verdict in store.read_records(answers.path / VERDICTS, Verdict)}
+    needed = max(args.num_answers, default=1)
+    candidates = []
+    names: dict[str, set[str]] = {"model": set(), "dataset": set(), "split": set()}
+    for problem, group in islice(read_groups(answers), args.limit):
+        if len(group) < needed:
             raise UserError(
-                f"{path} does not fit config.json: {_EMBEDDING} is {found}, vocab_size and hidden_size say {expected}; "
-                "copy both from one model"
-            )
-
-
-def choose_prompt(args: Arguments) -> str:
-    """The name of the prompt to use: the one asked for, or the one that the checkpoint was trained with."""
-    name, card = args.prompt, Path(args.aggregator) / CARD
-    if name == "auto":
-        name = "ssa"
-        if card.is_file():
-            try:
-                name = json.loads(card.read_text(encoding="utf-8"))["prompt"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{card} names no prompt; say --prompt ssa or --prompt ssa_no_think") from None
-    return get_prompt(name).name
-
-
-def read_sets(answers: AnswerFolder, args: Arguments) -> list[AnswerSet]:
-    """The set of every problem, unfiltered. Raises UserError when a problem has too few answers."""
-    sets = []
-    for problem, group in read_groups(answers):
-        if len(sets) == args.limit:
-            break
-        found = first_answers(problem, group, args.num_answers, args.order_seed)
-        if isinstance(found, Dropped):
-            raise UserError(
-                f"{args.answers}: problem {problem.id} has only {found.detail}; "
+                f"{answers.path}: problem {problem.id} has only {len(group)} answers, {needed} needed; "
                 "finish tools/generate_answers.py, lower --num-answers or set --limit"
             )
-        sets.append(found)
-    return sets
-
-
-def identify(args: Arguments, prompt_name: str | None) -> dict[str, object]:
-    """What decides the results: the arguments that matter, and the inputs as they are now."""
-    identity: dict[str, object] = {
-        "answers": str(args.answers),
-        "num_answers": args.num_answers,
-        "limit": args.limit,
-        "aggregator": args.aggregator,
-        **{name: describe_records(args.answers / name) for name in (PROBLEMS, ANSWERS)},
-    }
-    if args.aggregator:
-        names = ("max_new_tokens", "temperature", "top_k", "seed", "order_seed")
-        identity |= {name: getattr(args, name) for name in names} | args.engine.identity()
-        identity |= {"prompt": prompt_name, "weights": describe_weights(Path(args.aggregator))}
-    return identity
-
-
-def describe_weights(model: Path) -> str | None:
-    """The digest of a model's weights, to tell a checkpoint that was trained on; None for one on the Hub."""
-    files = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
-    if not files[0].exists():
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256 {digest.hexdigest()[:16]}"
-
-
-def aggregate(
-    args: Arguments, prompt_name: str, sets: Sequence[AnswerSet], out: Path
-) -> dict[str, tuple[Answer, Verdict]]:
-    """The aggregator's answer and its verdict by problem id; what is on disk is not done again."""
-    prompt = get_prompt(prompt_name)
-    sampling = Sampling(
-        model=args.aggregator, revision=args.engine.revision, prompt=prompt_name, temperature=args.temperature,
-        top_k=args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed,
-    )  # fmt: skip
-    # The problem keeps its id, so that answers join on it; its question is all that the aggregator reads.
-    texts = [answer_set_text(s.problem.question, [answer.text for answer in s.answers]) for s in sets]
-    asked = [replace(s.problem, question=text) for s, text in zip(sets, texts, strict=True)]
-    with tqdm(total=len(asked), desc="aggregate", unit="answer") as bar:
-
-        def show(counts: Counts) -> None:
-            bar.update(counts.resumed + counts.written - bar.n)
-
-        start_engine = partial(args.engine.open, args.aggregator)
-        counts = generate_answers(
-            asked, sampling, 1, start_engine, prompt, out, on_progress=show, file_name=AGGREGATED
+        verdicts = tuple(by_id[answer.id] for answer in group)
+        lengths = tuple(answer.num_tokens for answer in group)
+        candidates.append(
+            Candidates(problem_id=problem.id, category=problem.category, verdicts=verdicts, num_tokens=lengths)
         )
-    check_complete(counts)
-    print(f"aggregator: {counts.written} answers written, {counts.resumed} were there\n")
-    by_id = {answer.id: answer for answer in store.read_records(out / AGGREGATED, Answer)}
-    finals = {problem.id: by_id[sampling.answer_id(problem.id, 0)] for problem in asked}
-    verdicts = grade_finals([s.problem for s in sets], finals, prompt.prefill, out / AGGREGATED_VERDICTS)
-    return {name: (answer, verdicts[answer.id]) for name, answer in finals.items()}
+        names["model"] |= {answer.sampling.model for answer in group}
+        names["dataset"].add(problem.source)
+        names["split"].add(problem.split)
+    return candidates, {name: "+".join(sorted(found)) for name, found in names.items()}
 
 
-def grade_finals(
-    problems: Sequence[Problem], finals: dict[str, Answer], prefill: str, path: Path
-) -> dict[str, Verdict]:
-    """The verdict of every final answer by answer id; missing ones are graded and appended."""
-    verdicts = {verdict.answer_id: verdict for verdict in store.read_records(path, Verdict)}
-    missing = [problem for problem in problems if finals[problem.id].id not in verdicts]
-    if not missing:
-        return verdicts
-    with Grader(timeout_s=5.0) as grader, tqdm(total=len(missing), desc="grade", unit="answer") as bar:
-        for start in range(0, len(missing), _GRADED_AT_ONCE):
-            chunk = [(finals[problem.id], problem) for problem in missing[start : start + _GRADED_AT_ONCE]]
-            graded = grader.grade_many(
-                (final.id, prefill + final.text, problem.reference, problem.kind) for final, problem in chunk
-            )
-            store.append_records(path, graded)
-            verdicts.update((verdict.answer_id, verdict) for verdict in graded)
-            bar.update(len(graded))
-    return verdicts
+def choose_ks(args: Arguments, candidates: Sequence[Candidates]) -> list[int]:
+    """Every k asked for, rising; unless given the powers of two and all answers that every problem has."""
+    fewest = min(len(c.verdicts) for c in candidates)
+    return sorted(set(args.num_answers) or {*(2**power for power in range(fewest.bit_length())), fewest})
+
+
+def add_scores(candidates: Sequence[Candidates], path: Path, num_answers: int) -> Iterator[Candidates]:
+    """The candidates with the scores of their first ``num_answers`` answers. Raises UserError where one is missing."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    scores = {}
+    for score in store.read_records(path, Score):
+        if not 0 <= score.score < math.inf:
+            raise UserError(f"{path}: answer {score.answer_id} has the score {score.score}; a weight is at least 0")
+        scores[score.answer_id] = score.score
+    ids = [[verdict.answer_id for verdict in c.verdicts[:num_answers]] for c in candidates]
+    missing = [name for row in ids for name in row if name not in scores]
+    if missing:
+        raise UserError(f"{path}: {len(missing)} of {sum(map(len, ids))} answers have no score, such as {missing[0]}")
+    for c, row in zip(candidates, ids, strict=True):
+        yield replace(c, scores=tuple(scores[name] for name in row))
+
+
+def read_all(
+    args: Arguments, answers: AnswerFolder, readers: Sequence[Reader], ks: Sequence[int]
+) -> Iterator[tuple[tuple[str, int], Reading]]:
+    """What every reader makes of every k; a model is loaded once for all that it has to read, and only if anything."""
+    weights = cache(describe_weights)
+    with Grader(fallback=read_fallback(args.answers)) as grader:
+        for model, group in groupby(readers, key=lambda reader: reader.model):
+            with keep_open(partial(args.engine.open, model)) as start_engine:
+                for reader in group:
+                    sampling = Sampling(
+                        model=model, revision=args.engine.revision, prompt=reader.prompt,
+                        temperature=args.temperature, top_k=args.top_k, max_new_tokens=args.max_new_tokens,
+                        seed=args.seed,
+                    )  # fmt: skip
+                    identity = {"weights": weights(model), "order_seed": args.order_seed, **args.engine.identity()}
+                    for k in ks:
+                        asked = ask_reader(answers, reader, k, order_seed=args.order_seed, limit=args.limit)
+                        yield (
+                            (reader.method, k),
+                            read_answers(reader, k, asked, sampling, start_engine, grader, args.out, identity),
+                        )
+
+
+def read_fallback(answers: Path) -> str:
+    """What counted as the answer of a completion that marks none when the folder was graded."""
+    return read_settings(answers / "verdicts.json").get("fallback", "none")
+
+
+def read_settings(path: Path) -> dict:
+    """The arguments that a tool kept in a file; none of no such file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["arguments"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} cannot be read; grade anew: tools/check_answers.py --regrade") from None
 
 
 def build_report(
-    args: Arguments, prompt_name: str | None, sets: Sequence[AnswerSet], finals: dict[str, tuple[Answer, Verdict]]
+    args: Arguments,
+    names: dict[str, str],
+    readers: Sequence[Reader],
+    ks: Sequence[int],
+    candidates: Sequence[Candidates],
+    evaluation: Evaluation,
 ) -> Report:
-    """Measure everything and say what it was measured on."""
-    by_id = {verdict.answer_id: verdict for verdict in store.read_records(args.answers / VERDICTS, Verdict)}
-    verdicts = {
-        s.problem.id: [by_id[answer.id] for answer in sorted(s.answers, key=lambda answer: answer.sample_index)]
-        for s in sets
-    }
-    evaluation = evaluate([s.problem for s in sets], verdicts, finals or None)
+    """The evaluation with all that it was made from."""
+    sizes = [len(c.verdicts) for c in candidates]
+    kept = {name: value for name, value in asdict(args).items() if name != "engine"}
     return Report(
         answers=str(args.answers),
-        model=_join({answer.sampling.model for s in sets for answer in s.answers}),
-        dataset=_join({s.problem.source for s in sets}),
-        split=_join({s.problem.split for s in sets}),
-        num_problems=len(sets),
-        num_answers=args.num_answers,
+        **names,
+        num_problems=len(candidates),
+        num_samples=min(sizes),
+        most_samples=max(sizes),
+        num_answers=tuple(ks),
         aggregator=args.aggregator,
-        prompt=prompt_name,
+        prompt=next((reader.prompt for reader in readers if reader.method == AGGREGATOR), None),
+        usc_model=args.usc_model,
         results=evaluation.results,
         differences=evaluation.differences,
+        categories=evaluation.categories,
         counts=evaluation.counts,
-        tokens={
-            "answers": sum(answer.num_tokens for s in sets for answer in s.answers),
-            "aggregator": sum(answer.num_tokens for answer, _ in finals.values()),
+        settings={
+            "evaluate": json.loads(json.dumps(kept, default=str)) | args.engine.identity(),
+            "generate_answers": store.read_manifest(args.answers).get("arguments", {}),
+            "check_answers": read_settings(args.answers / "verdicts.json"),
         },
         versions=store.versions(),
     )
 
 
-def _join(names: set[str]) -> str:
-    return "+".join(sorted(names))
+def head_line(report: Report) -> str:
+    """What was measured, in one line."""
+    most = f" to {report.most_samples}" if report.most_samples > report.num_samples else ""
+    return (
+        f"{report.dataset}/{report.split}: {report.num_problems} problems, {report.num_samples}{most} answers each "
+        f"by {report.model}"
+    )
 
 
 if __name__ == "__main__":

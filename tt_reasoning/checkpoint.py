@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tt_reasoning.aggregation import CARD
 from tt_reasoning.errors import UserError
 from tt_reasoning.lora import adapter_names, is_lora, save_adapter
 from tt_reasoning.models.weights import StateDict, load_weights, save_weights
@@ -85,7 +86,7 @@ def save_checkpoint(
         for name in _COPIED:
             if (Path(source) / name).exists():
                 shutil.copy(Path(source) / name, temporary / name)
-        write_json(temporary / "aggregator.json", card)
+        write_json(temporary / CARD, card)
         content = {
             "step": step,
             "optimizer": optimizer_state,

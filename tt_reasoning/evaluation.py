@@ -1,50 +1,106 @@
-"""What a set of graded answers is worth: accuracy by method with intervals, paired differences, counts.
+"""What a set of graded answers is worth: accuracy by method and number of answers k, with intervals and differences.
 
-Every method is measured on the same problems, so that the methods differ and not their problems: a
-problem with any verdict that could not be judged is left out for all of them, and counted by reason.
-No torch here.
+Every method is measured on the same problems and, for one k, on the same first k answers of each, so that the
+methods differ and nothing else: a problem with any verdict that could not be judged is left out for all of them,
+and counted by reason. ``pass@k`` alone is estimated from all n answers there are. No torch here.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from tt_reasoning import store
 from tt_reasoning.errors import UserError
-from tt_reasoning.selection import Equal, bootstrap_interval, count_votes, oracle, paired_bootstrap, same_answer
-from tt_reasoning.types import Answer, Problem, Verdict
+from tt_reasoning.grading import count_reasons
+from tt_reasoning.selection import (
+    Equal,
+    describe_difference,
+    elect,
+    oracle,
+    pass_at_k,
+    percentile_interval,
+    resample_means,
+    same_answer,
+    vote_classes,
+)
+from tt_reasoning.types import Answer, Verdict
 
 RESULTS = "results.json"
+FORMAT = 2  # of a report; 1 had one k and no such field
+PASS, ORACLE, MAJORITY = "pass", "oracle", "majority"
+LENGTH_WEIGHTED, SCORE_WEIGHTED = "length_weighted", "score_weighted"
 AGGREGATOR = "aggregator"
+NO_CATEGORY = "(none)"
+
+# What a model that reads proposed answers (an aggregator, USC) wrote: by method and k, then by problem id.
+Readings = Mapping[tuple[str, int], Mapping[str, tuple[Answer, Verdict]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """A problem's n answers in sample order: their verdicts, their lengths in tokens and a judge's scores, if any.
+
+    Of the scores only the first are needed, as many as the largest k.
+    """
+
+    problem_id: str
+    category: str | None = None
+    verdicts: tuple[Verdict, ...]
+    num_tokens: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The accuracy of one method, in [0, 1], with its 95 % bootstrap interval over problems.
+    """The accuracy of one method with k answers, in [0, 1], with its 95 % bootstrap interval over problems.
 
-    ``detail`` holds what only this method has: a majority's ``ties`` and ``no_votes`` (in problems), an
-    aggregator's tokens and shares (see ``evaluate``).
+    ``answer_tokens`` and ``reader_tokens`` are what it took to generate, a problem on average: the proposed answers,
+    and the final one of a model that reads them. ``detail`` holds what only this method has: a vote's ``ties`` and
+    ``no_votes`` (in problems), a reader's shares (see ``evaluate``).
 
-    >>> Result(method="majority@4", value=0.25, low=0.1, high=0.4, num_problems=20, detail={"ties": 3}).detail
-    {'ties': 3}
+    >>> Result(method="majority", k=4, value=0.25, low=0.1, high=0.4, num_problems=20, answer_tokens=80.0).label
+    'majority@4'
     """
 
     method: str
+    k: int
     value: float
     low: float
     high: float
     num_problems: int
+    answer_tokens: float
+    reader_tokens: float = 0.0
     detail: dict = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Method and k in one word."""
+        return f"{self.method}@{self.k}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryResult:
+    """The accuracy of one method with k answers on the problems of one category."""
+
+    category: str
+    method: str
+    k: int
+    value: float
+    low: float
+    high: float
+    num_problems: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The paired difference ``method`` - ``baseline``, its 95 % interval and two-sided p-value."""
+    """The paired difference ``method`` - ``baseline`` (labels such as majority@4), its 95 % interval and two-sided
+    p-value."""
 
     method: str
     baseline: str
@@ -61,6 +117,7 @@ class Evaluation:
 
     results: tuple[Result, ...]
     differences: tuple[Comparison, ...]
+    categories: tuple[CategoryResult, ...]
     counts: dict
 
 
@@ -68,118 +125,200 @@ class Evaluation:
 class Report:
     """The content of a ``results.json``: an evaluation and all that it was made from.
 
-    ``tokens`` are generated tokens over all problems: of the proposed ``answers`` and of the ``aggregator``.
-    ``aggregator`` and ``prompt`` are None where only the votes were evaluated.
+    ``num_samples`` is n, the answers a problem has (``most_samples`` where some have more). ``aggregator``,
+    ``prompt`` and ``usc_model`` are None where there was none. ``settings`` are the arguments of the run, of its
+    readers and of the answers.
     """
 
+    format: int = FORMAT
     answers: str
     model: str
     dataset: str
     split: str
     num_problems: int
-    num_answers: int
+    num_samples: int
+    most_samples: int
+    num_answers: tuple[int, ...]
     aggregator: str | None
     prompt: str | None
+    usc_model: str | None
     results: tuple[Result, ...]
     differences: tuple[Comparison, ...]
+    categories: tuple[CategoryResult, ...]
     counts: dict
-    tokens: dict
+    settings: dict
     versions: dict
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """One method at one k, before the bootstrap: ``values`` has one number a judged problem."""
+
+    method: str
+    k: int
+    values: list[float]
+    answer_tokens: float
+    reader_tokens: float = 0.0
+    detail: dict = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}@{self.k}"
+
+
 def evaluate(
-    problems: Sequence[Problem],
-    verdicts: Mapping[str, Sequence[Verdict]],
-    aggregated: Mapping[str, tuple[Answer, Verdict]] | None = None,
+    candidates: Sequence[Candidates],
+    num_answers: Sequence[int],
+    readings: Readings | None = None,
     *,
     equal: Equal = same_answer,
 ) -> Evaluation:
-    """Measure votes, and an aggregator where there is one, on the problems that can be judged.
+    """Measure votes, and models that read the answers where there are any, on the problems that can be judged.
 
-    Methods, with k answers a problem:
-    - ``pass@1``: the share of the k that is correct, which is the unbiased estimate from k samples
-    - ``majority@k``: the verdict of the winner's first vote; a tie goes to the earliest (``count_votes``)
-    - ``pass@k``: any of the k is correct: what a perfect judge would reach
-    - ``aggregator``: its verdict. Its detail: ``cut`` (the share that ended at the token limit),
+    Methods, for every k of ``num_answers``, with the n answers that a problem has:
+
+    - ``pass@k``: the probability that k of the n answers hold a correct one (``pass_at_k``, unbiased); ``pass@1``,
+      the share of the n that is correct, is always there
+    - ``oracle@k``: any of the first k is correct: what a perfect judge of these would reach
+    - ``majority@k``: of the first k, the answer with the most votes; one vote class an answer of the same
+      ``equal``, worth the verdict of its first vote. Of several that tie the mean counts, the expected accuracy
+      of a fair draw; where nobody votes, 0
+    - ``length_weighted@k``: the same, a vote of an answer of t tokens counting 1/t
+    - ``score_weighted@k``: the same, a vote counting the score of its answer; where there are scores
+    - a reader's own name: its verdict. Its detail: ``cut`` (the share that ended at the token limit),
       ``mean_tokens``, and ``selected`` (its answer equals one of the k), ``synthesised`` (it equals none)
       and ``no_answer``, each with the number of problems and the accuracy on them (None of none)
 
-    Differences: ``majority@k`` - ``pass@1`` and ``aggregator`` - ``majority@k``, paired by problem.
+    Differences: every method with k answers, and ``pass@1``, minus ``majority@k``, paired by problem.
+    Categories: every method on the problems of each category, where problems have one.
 
     Counts: ``problems``, ``judged``, ``left_out`` (problems by the reason of the first verdict, of the
-    answers in order and then of the aggregator, that could not be judged), and the reasons of all
-    verdicts: ``answer_reasons``, ``aggregator_reasons``.
+    answers in order and then of the readers, that could not be judged), and the reasons of all verdicts:
+    ``answer_reasons``, ``reader_reasons`` (by label).
 
     Args:
-        problems: what was asked.
-        verdicts: for every problem id, the verdicts of its k answers in sample order; the same k for all.
-        aggregated: for every problem id, the aggregator's answer and its verdict.
+        candidates: at least ``max(num_answers)`` answers each.
+        num_answers: every k.
+        readings: by method and k; each has an answer to every problem.
         equal: whether two extracted answers are the same candidate.
 
     Raises:
         UserError: no problem can be judged.
-        ValueError: no problems, or not the same number of verdicts for each.
+        ValueError: no problems, or one with too few answers.
     """
-    sizes = {len(verdicts[problem.id]) for problem in problems}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"every problem needs the same number of verdicts, at least one; found {sorted(sizes)}")
-    k = sizes.pop()
+    readings = readings or {}
+    ks = sorted(set(num_answers))
+    fewest = min((len(c.verdicts) for c in candidates), default=0)
+    if not ks or not 1 <= ks[0] <= ks[-1] <= fewest:
+        raise ValueError(f"num_answers={list(num_answers)} does not fit problems with {fewest} answers or more")
+    judged, left_out = _split_judged(candidates, readings)
+    if not judged:
+        raise UserError(f"none of the {len(candidates)} problems can be judged ({_count_words(left_out)})")
+    measured = [_measure_pass(judged, 1), *_measure_all(judged, ks, readings, equal)]
+    table_PM = np.array([m.values for m in measured], dtype=np.float64).T
+    means_RM = resample_means(table_PM)
+    return Evaluation(
+        results=tuple(
+            Result(
+                method=m.method, k=m.k, value=float(table_PM[:, column].mean()), num_problems=len(judged),
+                **_bounds(means_RM[:, column]), answer_tokens=m.answer_tokens, reader_tokens=m.reader_tokens,
+                detail=m.detail,
+            )
+            for column, m in enumerate(measured)
+        ),
+        differences=tuple(_compare_all(measured, table_PM, means_RM, ks)),
+        categories=tuple(_measure_categories(judged, measured, table_PM)),
+        counts={
+            "problems": len(candidates),
+            "judged": len(judged),
+            "left_out": dict(left_out),
+            "answer_reasons": count_reasons(verdict for c in candidates for verdict in c.verdicts),
+            "reader_reasons": {
+                f"{method}@{k}": count_reasons(found[c.problem_id][1] for c in candidates)
+                for (method, k), found in readings.items()
+            },
+        },
+    )  # fmt: skip
+
+
+def _split_judged(candidates: Sequence[Candidates], readings: Readings) -> tuple[list[Candidates], Counter[str]]:
+    """The problems with every verdict judged, and how many are not, by reason."""
     judged, left_out = [], Counter()
-    for problem in problems:
-        both = [*verdicts[problem.id], *([aggregated[problem.id][1]] if aggregated else [])]
-        reason = next((verdict.reason for verdict in both if verdict.correct is None), None)
+    for c in candidates:
+        verdicts = [*c.verdicts, *(found[c.problem_id][1] for found in readings.values())]
+        reason = next((verdict.reason for verdict in verdicts if verdict.correct is None), None)
         if reason is None:
-            judged.append(problem.id)
+            judged.append(c)
         else:
             left_out[reason] += 1
-    if not judged:
-        raise UserError(f"none of the {len(problems)} problems can be judged ({_count_words(left_out)})")
+    return judged, left_out
 
-    correct = [[bool(verdict.correct) for verdict in verdicts[name]] for name in judged]
-    extracted = [[verdict.extracted for verdict in verdicts[name]] for name in judged]
-    votes = [count_votes(row, equal) for row in extracted]
-    values = {
-        "pass@1": [sum(row) / k for row in correct],
-        f"majority@{k}": [bool(vote and row[vote.index]) for vote, row in zip(votes, correct, strict=True)],
-    }
-    if k > 1:
-        values[f"pass@{k}"] = [oracle(row) for row in correct]
-    details = {f"majority@{k}": {"ties": sum(bool(v and v.tied) for v in votes), "no_votes": votes.count(None)}}
-    pairs = [(f"majority@{k}", "pass@1")]
-    counts = {
-        "problems": len(problems),
-        "judged": len(judged),
-        "left_out": dict(left_out),
-        "answer_reasons": dict(Counter(verdict.reason for problem in problems for verdict in verdicts[problem.id])),
-    }
-    if aggregated:
-        finals = [aggregated[name] for name in judged]
-        values[AGGREGATOR] = [bool(verdict.correct) for _, verdict in finals]
-        details[AGGREGATOR] = _aggregator_detail(finals, extracted, equal)
-        pairs.append((AGGREGATOR, f"majority@{k}"))
-        counts["aggregator_reasons"] = dict(Counter(aggregated[problem.id][1].reason for problem in problems))
-    return Evaluation(
-        results=tuple(_measure(method, of, details.get(method, {})) for method, of in values.items()),
-        differences=tuple(_compare(method, baseline, values[method], values[baseline]) for method, baseline in pairs),
-        counts=counts,
+
+def _measure_all(
+    judged: Sequence[Candidates], ks: Sequence[int], readings: Readings, equal: Equal
+) -> Iterator[_Measured]:
+    """All methods, k by k, but ``pass@1``."""
+    classes = [vote_classes([verdict.extracted for verdict in c.verdicts[: ks[-1]]], equal) for c in judged]
+    lengths = [[1 / max(1, tokens) for tokens in c.num_tokens] for c in judged]
+    scores = None if any(c.scores is None for c in judged) else [c.scores for c in judged]
+    for k in ks:
+        if k > 1:
+            yield _measure_pass(judged, k)
+        tokens = _mean([sum(c.num_tokens[:k]) for c in judged])
+        hits = [float(oracle([bool(verdict.correct) for verdict in c.verdicts[:k]])) for c in judged]
+        yield _Measured(method=ORACLE, k=k, values=hits, answer_tokens=tokens)
+        of_k = [[kept for members in found if (kept := [i for i in members if i < k])] for found in classes]
+        for method, weights in ((MAJORITY, None), (LENGTH_WEIGHTED, lengths), (SCORE_WEIGHTED, scores)):
+            if method == MAJORITY or weights is not None:
+                yield _measure_vote(method, k, judged, of_k, weights, tokens)
+        for (method, read_k), found in readings.items():
+            if read_k == k:
+                yield _measure_reader(method, k, judged, [found[c.problem_id] for c in judged], tokens, equal)
+
+
+def _measure_pass(judged: Sequence[Candidates], k: int) -> _Measured:
+    right = [sum(bool(verdict.correct) for verdict in c.verdicts) for c in judged]
+    values = [pass_at_k(len(c.verdicts), correct, k) for c, correct in zip(judged, right, strict=True)]
+    return _Measured(method=PASS, k=k, values=values, answer_tokens=k * _mean([_mean(c.num_tokens) for c in judged]))
+
+
+def _measure_vote(
+    method: str,
+    k: int,
+    judged: Sequence[Candidates],
+    classes: Sequence[Sequence[Sequence[int]]],
+    weights: Sequence[Sequence[float]] | None,
+    tokens: float,
+) -> _Measured:
+    elected = [elect(found, weights and weights[index]) for index, found in enumerate(classes)]
+    values = [
+        _mean([float(bool(c.verdicts[i].correct)) for i in winners]) if winners else 0.0
+        for c, winners in zip(judged, elected, strict=True)
+    ]
+    detail = {"ties": sum(len(winners) > 1 for winners in elected), "no_votes": elected.count([])}
+    return _Measured(method=method, k=k, values=values, answer_tokens=tokens, detail=detail)
+
+
+def _measure_reader(
+    method: str,
+    k: int,
+    judged: Sequence[Candidates],
+    finals: Sequence[tuple[Answer, Verdict]],
+    tokens: float,
+    equal: Equal,
+) -> _Measured:
+    offered = [[verdict.extracted for verdict in c.verdicts[:k]] for c in judged]
+    detail = _reader_detail(finals, offered, equal)
+    values = [float(bool(verdict.correct)) for _, verdict in finals]
+    return _Measured(
+        method=method, k=k, values=values, answer_tokens=tokens, reader_tokens=detail["mean_tokens"], detail=detail
     )
 
 
-def _measure(method: str, values: Sequence[float], detail: dict) -> Result:
-    low, high = bootstrap_interval(values)
-    value = sum(values) / len(values)
-    return Result(method=method, value=value, low=low, high=high, num_problems=len(values), detail=detail)
-
-
-def _compare(method: str, baseline: str, values: Sequence[float], base_values: Sequence[float]) -> Comparison:
-    found = paired_bootstrap(values, base_values)
-    return Comparison(method=method, baseline=baseline, num_problems=len(values), **found._asdict())
-
-
-def _aggregator_detail(
+def _reader_detail(
     finals: Sequence[tuple[Answer, Verdict]], offered: Sequence[Sequence[str | None]], equal: Equal
 ) -> dict:
-    """How the aggregator came to its answers: see ``evaluate``."""
+    """How a reader came to its answers: see ``evaluate``."""
     groups: dict[str, list[bool]] = {"selected": [], "synthesised": [], "no_answer": []}
     for (_, verdict), answers in zip(finals, offered, strict=True):
         if verdict.extracted is None:
@@ -190,45 +329,100 @@ def _aggregator_detail(
             group = "synthesised"
         groups[group].append(bool(verdict.correct))
     return {
-        "cut": sum(answer.finish_reason == "length" for answer, _ in finals) / len(finals),
-        "mean_tokens": sum(answer.num_tokens for answer, _ in finals) / len(finals),
+        "cut": _mean([answer.finish_reason == "length" for answer, _ in finals]),
+        "mean_tokens": _mean([answer.num_tokens for answer, _ in finals]),
         **{
-            name: {"num_problems": len(group), "accuracy": sum(group) / len(group) if group else None}
+            name: {"num_problems": len(group), "accuracy": _mean(group) if group else None}
             for name, group in groups.items()
         },
     }
 
 
+def _compare_all(
+    measured: Sequence[_Measured], table_PM: np.ndarray, means_RM: np.ndarray, ks: Sequence[int]
+) -> Iterator[Comparison]:
+    """Every method of k, and ``pass@1``, minus ``majority@k``."""
+    for k in ks:
+        base = next(column for column, m in enumerate(measured) if (m.method, m.k) == (MAJORITY, k))
+        for column, m in enumerate(measured):
+            if column != base and (m.k == k or column == 0):
+                observed = float((table_PM[:, column] - table_PM[:, base]).mean())
+                found = describe_difference(observed, means_RM[:, column] - means_RM[:, base])
+                yield Comparison(
+                    method=m.label, baseline=measured[base].label, num_problems=len(table_PM), **found._asdict()
+                )
+
+
+def _measure_categories(
+    judged: Sequence[Candidates], measured: Sequence[_Measured], table_PM: np.ndarray
+) -> Iterator[CategoryResult]:
+    """Every method on each category, categories by name; nothing where no problem has one."""
+    if all(c.category is None for c in judged):
+        return
+    names = np.array([c.category or NO_CATEGORY for c in judged])
+    for category in sorted(set(names.tolist())):
+        rows_PM = table_PM[names == category]
+        means_RM = resample_means(rows_PM)
+        for column, m in enumerate(measured):
+            yield CategoryResult(
+                category=category, method=m.method, k=m.k, value=float(rows_PM[:, column].mean()),
+                **_bounds(means_RM[:, column]), num_problems=len(rows_PM),
+            )  # fmt: skip
+
+
+def _bounds(means: np.ndarray) -> dict[str, float]:
+    return dict(zip(("low", "high"), percentile_interval(means), strict=True))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _count_words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    return ", ".join(f"{name} {count}" for name, count in counts.items() if count)
 
 
 def describe(evaluation: Evaluation | Report) -> str:
-    """An evaluation for reading: a table of methods, the differences, and what was left out or notable."""
-    rows = [["method", "accuracy %", "95 % interval", "problems"]]
-    for result in evaluation.results:
-        rows.append([result.method, percent(result.value), interval(result), str(result.num_problems)])
-    lines = [format_table(rows), ""]
-    points = [result.method for result in evaluation.results if result.low == result.high]
-    if points:
-        lines.append(f"{', '.join(points)}: the same on every problem, so the interval is a point and says too little")
-    for found in evaluation.differences:
-        lines.append(
-            f"{found.method} - {found.baseline}: {100 * found.difference:+.1f} points "
-            f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}], p = {found.p_value:.2g}"
-        )
-    for result in evaluation.results:
+    """An evaluation for reading: a table of methods for every k, and what was left out or notable."""
+    ks = [result.k for result in evaluation.results if result.method == MAJORITY]
+    parts = ["\n".join(_describe_k(evaluation, k)) for k in ks]
+    notes = []
+    fixed = [result.label for result in evaluation.results if result.high - result.low < 1e-9]
+    if fixed:
+        notes.append(f"{', '.join(fixed)}: the same on every problem, so the interval is a point and says too little")
+    counts = evaluation.counts
+    notes.append(f"answers: {_count_words(counts['answer_reasons'])}")
+    notes += [f"{label}: {_count_words(found)}" for label, found in counts["reader_reasons"].items()]
+    if counts["left_out"]:
+        notes.append(f"left out, because not every answer can be judged: {_count_words(counts['left_out'])}")
+    return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def _describe_k(evaluation: Evaluation | Report, k: int) -> list[str]:
+    """The table of one k: accuracy, difference to the majority and generated tokens a problem; then its details."""
+    baseline = f"{MAJORITY}@{k}"
+    compared = {found.method: found for found in evaluation.differences if found.baseline == baseline}
+    results = [r for r in evaluation.results if r.k == k or (r.method, r.k) == (PASS, 1)]
+    rows = [["method", "accuracy %", "95 % interval", f"- {baseline}", "p", "tokens"]]
+    for result in results:
+        found = compared.get(result.label)
+        compared_cells = ["", ""] if found is None else [_difference_words(found), f"{found.p_value:.2g}"]
+        tokens = f"{result.answer_tokens + result.reader_tokens:.0f}"
+        rows.append([result.label, percent(result.value), interval(result), *compared_cells, tokens])
+    lines = [format_table(rows)]
+    for result in results:
         if "ties" in result.detail:
-            lines.append(f"{result.method}: {result.detail['ties']} ties, {result.detail['no_votes']} without a vote")
+            lines.append(f"{result.label}: {result.detail['ties']} ties, {result.detail['no_votes']} without a vote")
         if "cut" in result.detail:
             lines.append(
-                f"{result.method}: {_group_words(result.detail)}; "
+                f"{result.label}: {_group_words(result.detail)}; "
                 f"{result.detail['mean_tokens']:.0f} tokens on average, {percent(result.detail['cut'])} % cut"
             )
-    left_out = evaluation.counts["left_out"]
-    if left_out:
-        lines.append(f"left out, because not every answer can be judged: {_count_words(left_out)}")
-    return "\n".join(lines)
+    return lines
+
+
+def _difference_words(found: Comparison) -> str:
+    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def _group_words(detail: dict) -> str:
@@ -249,22 +443,13 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def interval(result: Result) -> str:
+def interval(result: Result | CategoryResult) -> str:
     """A result's interval in per cent.
 
-    >>> interval(Result(method="pass@1", value=0.25, low=0.1, high=0.4, num_problems=20))
+    >>> interval(Result(method="pass", k=1, value=0.25, low=0.1, high=0.4, num_problems=20, answer_tokens=9.0))
     '[10.0, 40.0]'
     """
     return f"[{percent(result.low)}, {percent(result.high)}]"
-
-
-def column_name(method: str) -> str:
-    """A method's column beside runs with another number of answers.
-
-    >>> column_name("majority@4"), column_name("pass@1"), column_name("aggregator")
-    ('majority@k', 'pass@1', 'aggregator')
-    """
-    return method if method == "pass@1" else re.sub(r"@\d+$", "@k", method)
 
 
 def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
@@ -278,7 +463,7 @@ def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> st
     """
     header, *body = rows
     widths = [max(2, *(len(row[column]) for row in rows)) for column in range(len(header))]
-    right = [bool(body) and all(row[column][:1] in "0123456789-[" for row in body) for column in range(len(header))]
+    right = [bool(body) and all(row[column][:1] in "0123456789+-[" for row in body) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
@@ -295,11 +480,15 @@ def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> st
 
 
 def read_report(path: str | Path) -> Report:
-    """The report of a ``results.json``. Raises UserError naming the file when it is none."""
+    """The report of a ``results.json``. Raises UserError naming the file when it is none, or an older one."""
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
+        if "results" in row and row.get("format") != FORMAT:
+            raise ValueError(f"its format is {row.get('format', 1)}, this version reads {FORMAT}")
         return store.load_record(Report, row)
     except ValueError as error:
-        raise UserError(f"{path}: not a report of tools/evaluate.py: {error}; evaluate again or move it away") from None
+        raise UserError(
+            f"{path}: not a report of tools/evaluate.py: {error}; evaluate again into a new folder, or move it away"
+        ) from None

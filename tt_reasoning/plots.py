@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tt_reasoning.errors import UserError
-from tt_reasoning.evaluation import Report, column_name
+from tt_reasoning.evaluation import (
+    AGGREGATOR,
+    LENGTH_WEIGHTED,
+    MAJORITY,
+    ORACLE,
+    PASS,
+    SCORE_WEIGHTED,
+    Report,
+    Result,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
-# Apart for colour-blind readers (Okabe and Ito's palette) and in grey; pass@k is pale: a bound, not a method.
-_METHOD_COLORS = {"pass@1": "#0072b2", "majority@k": "#e69f00", "aggregator": "#009e73", "pass@k": "#d5d5d5"}
+# Colour, marker and line of each method, in the order drawn: apart for colour-blind readers (Okabe and Ito's palette)
+# and in grey. What only a perfect judge would reach is pale: a bound, not a method.
+_STYLES = {
+    MAJORITY: ("#e69f00", "o", "-"),
+    LENGTH_WEIGHTED: ("#56b4e9", "s", "-"),
+    SCORE_WEIGHTED: ("#0072b2", "P", "-"),
+    "usc": ("#cc79a7", "v", "-"),
+    "usc_majority": ("#d55e00", "^", "-"),
+    AGGREGATOR: ("#009e73", "D", "-"),
+    ORACLE: ("#b0b0b0", ".", ":"),
+    PASS: ("#8c8c8c", ".", "--"),
+}
+_PASS_1 = "pass@1"
 
 
 def check_plot_path(path: str | Path) -> None:
@@ -67,44 +88,134 @@ def plot_token_lengths(lengths: Sequence[int], path: str | Path, title: str) -> 
     save_figure(figure, path)
 
 
-def plot_accuracy(reports: Mapping[str, Report], path: str | Path) -> None:
-    """Draw the accuracy of every method with its 95 % interval: a bar a method, a group of bars a run.
+def plot_accuracy(reports: Mapping[str, Report], path: str | Path, *, against: Literal["k", "tokens"] = "k") -> None:
+    """Draw the accuracy of every method with its 95 % interval.
+
+    Where each report has one k: a bar a method, a group of bars a run. Else a panel a run: a line a method against
+    the number of answers, or against the tokens that a problem took, with the interval as a band. ``oracle`` is left
+    out beside ``pass``, which says the same with less noise.
 
     Args:
-        reports: by the name that stands under the group.
+        reports: by the name that stands at the group or over the panel.
     """
+    if against == "k" and all(len({r.k for r in _drawn(report)} - {1}) <= 1 for report in reports.values()):
+        _plot_bars(reports, path)
+    else:
+        _plot_lines(reports, path, against)
+
+
+def _drawn(report: Report) -> list[Result]:
+    methods = {result.method for result in report.results}
+    return [result for result in report.results if result.method != ORACLE or PASS not in methods]
+
+
+def _style(method: str) -> dict[str, str]:
+    """Colour, marker and line of a method; one that is not known is black."""
+    if method.startswith(f"{AGGREGATOR}_cut"):
+        return {"color": "#7fcdb0", "marker": "D", "linestyle": "--"}
+    color, marker, line = _STYLES.get(method, ("#000000", "x", "-"))
+    return {"color": color, "marker": marker, "linestyle": line}
+
+
+def _in_order(methods: Iterable[str]) -> list[str]:
+    order = list(_STYLES)
+    return sorted(set(methods), key=lambda m: (order.index(m) if m in order else order.index(AGGREGATOR) + 0.5, m))
+
+
+def _plot_bars(reports: Mapping[str, Report], path: str | Path) -> None:
     from matplotlib.figure import Figure
 
-    found = {column_name(result.method) for report in reports.values() for result in report.results}
-    methods = [method for method in _METHOD_COLORS if method in found] + sorted(found - _METHOD_COLORS.keys())
+    found = {_bar_name(result) for report in reports.values() for result in _drawn(report)}
+    methods = [_PASS_1] * (_PASS_1 in found) + _in_order(found - {_PASS_1})
     width = 0.84 / len(methods)
-    figure = Figure(figsize=(max(7.0, 1.5 + 0.55 * len(methods) * len(reports)), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 1.5 + 0.55 * len(methods) * len(reports)), 4.8), layout="constrained")
     axes = figure.add_subplot()
     for position, method in enumerate(methods):
         bars = [
             (group + (position - (len(methods) - 1) / 2) * width, result)
             for group, report in enumerate(reports.values())
-            for result in report.results
-            if column_name(result.method) == method
+            for result in _drawn(report)
+            if _bar_name(result) == method
         ]
         errors = [[100 * (r.value - r.low) for _, r in bars], [100 * (r.high - r.value) for _, r in bars]]
         axes.bar(
             [place for place, _ in bars], [100 * result.value for _, result in bars], 0.92 * width, yerr=errors,
-            capsize=3, color=_METHOD_COLORS.get(method), label=method, error_kw={"ecolor": "#444444", "elinewidth": 1},
+            capsize=3, color=_bar_color(method), label=method if method == _PASS_1 else f"{method}@k",
+            error_kw={"ecolor": "#444444", "elinewidth": 1},
         )  # fmt: skip
         for place, result in bars:
             axes.annotate(
                 f"{100 * result.value:.1f}", (place, 100 * result.high), xytext=(0, 3), textcoords="offset points",
                 ha="center", va="bottom", fontsize=8,
             )  # fmt: skip
-    labels = [f"{name}\n{Path(r.model).name}\n{r.dataset}, k = {r.num_answers}" for name, r in reports.items()]
+    labels = [
+        f"{name}\n{Path(r.model).name}\n{r.dataset}, k = {max(result.k for result in _drawn(r))}"
+        for name, r in reports.items()
+    ]
     axes.set_xticks(range(len(reports)), labels, fontsize=10 if len(reports) <= 3 else 8)
-    top = max(100 * result.high for report in reports.values() for result in report.results)
+    top = max(100 * result.high for report in reports.values() for result in _drawn(report))
     axes.set_ylim(0, max(5.0, 1.12 * top))  # room for the numbers above the bars
     axes.set_ylabel("accuracy (%)")
-    axes.set_title("Accuracy by method, with 95 % intervals over problems", pad=30)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(methods), frameon=False)
+    figure.suptitle("Accuracy by method, with 95 % intervals over problems")
+    figure.legend(loc="outside upper center", ncols=min(4, len(methods)), frameon=False)
+    _tidy(axes)
+    save_figure(figure, path)
+
+
+def _bar_name(result: Result) -> str:
+    return _PASS_1 if (result.method, result.k) == (PASS, 1) else result.method
+
+
+def _bar_color(method: str) -> str:
+    return {_PASS_1: "#0072b2", PASS: "#d5d5d5"}.get(method) or _style(method)["color"]
+
+
+def _plot_lines(reports: Mapping[str, Report], path: str | Path, against: Literal["k", "tokens"]) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    methods = _in_order(result.method for report in reports.values() for result in _drawn(report))
+    columns = min(3, len(reports))
+    rows = -(-len(reports) // columns)
+    figure = Figure(figsize=(2.4 + 4.2 * columns, 0.6 + 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, (name, report) in zip(panels.flat, reports.items(), strict=False):
+        for method in methods:
+            line = sorted((r for r in _drawn(report) if r.method == method), key=lambda r: r.k)
+            if line:
+                _draw_line(axes, method, line, against)
+        axes.set_title(f"{name}: {Path(report.model).name}\n{report.dataset}, {report.num_problems} problems", size=10)
+        axes.set_xscale("log", base=2 if against == "k" else 10)
+        if against == "k":
+            ks = sorted({result.k for result in report.results})
+            axes.set_xticks(ks, map(str, ks))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("answers a problem (k)" if against == "k" else "generated tokens a problem")
+        axes.set_ylim(bottom=0)
+        _tidy(axes)
+    for axes in panels.flat[len(reports) :]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    handles = {label: h for axes in panels.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = [f"{method}@k" for method in methods]
+    figure.legend([handles[label] for label in shown], shown, loc="outside right upper", frameon=False)
+    figure.suptitle("Accuracy by method, with 95 % bands over problems")
+    save_figure(figure, path)
+
+
+def _draw_line(axes: Axes, method: str, line: Sequence[Result], against: Literal["k", "tokens"]) -> None:
+    places = [r.k if against == "k" else r.answer_tokens + r.reader_tokens for r in line]
+    values, lows, highs = ([100 * getattr(r, name) for r in line] for name in ("value", "low", "high"))
+    style = _style(method)
+    if len(line) > 1:
+        axes.fill_between(places, lows, highs, color=style["color"], alpha=0.13, linewidth=0)
+    else:
+        axes.errorbar(places, values, [[values[0] - lows[0]], [highs[0] - values[0]]], color=style["color"], capsize=3)
+    axes.plot(places, values, **style, markersize=5, linewidth=1.8, label=f"{method}@k")
+
+
+def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis="y", color="#e8e8e8")
-    save_figure(figure, path)

@@ -127,6 +127,9 @@ Final answer: <answer>42</answer>
 
 Final answer: """
 
+_USC = "{question}\n\nRead the proposed answers above and compare them. "
+_USC_END = " Write one short line to say which and why, then a last line: 'The Answer is:' and its final answer."
+
 _FEW_SHOT = """Solve each problem. Write the calculation, then #### and the answer.
 
 Question: A shelf holds 8 red books and 5 blue books. How many books are on the shelf?
@@ -161,6 +164,14 @@ PROMPTS: dict[str, Prompt] = {
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
         # Without a stop string: many servers take it out of the text, and the form is checked anyway.
         Prompt(name="ssa_oracle", user="{question}", system=_SSA_ORACLE),
+        # Universal self-consistency (arXiv 2311.17311): an instruct model selects. As published it is told to follow
+        # the majority (usc_majority), so beside majority voting it proves little; usc leaves the ground open.
+        Prompt(name="usc", user=_USC + "Select the most consistent of them." + _USC_END),
+        Prompt(
+            name="usc_majority",
+            user=_USC + "Select the most consistent of them: one with the final answer that most of them give."
+            + _USC_END,
+        ),
         # For very small models, which follow an example better than an instruction.
         Prompt(name="ssa_few_shot", user=_SSA_FEW_SHOT, chat=False, prefill="<answer>", stop=("</answer>",)),
     )

@@ -123,6 +123,14 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a judge thinks of one whole answer: the higher, the better."""
+
+    answer_id: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One step of a solution: character offsets into ``Answer.text``, a raw rating and a judge's score."""
 
