@@ -61,13 +61,16 @@ def test_every_method_and_k_is_worked_by_hand() -> None:
     # correct: 2, 1, 1, 0 of 3
     assert values(evaluate(WORLD, [3, 1, 2])) == {
         "pass@1": pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 4),
-        "oracle@1": 1 / 4, "majority@1": 1 / 4, "length_weighted@1": 1 / 4,  # the first answers alone: 1, 2, 2, none
+        "oracle@1": 1 / 4, "single@1": 1 / 4,  # the first answers alone: 1, 2, 2, none
+        "majority@1": 1 / 4, "length_weighted@1": 1 / 4,
         "pass@2": pytest.approx((1 + 2 / 3 + 2 / 3) / 4),  # 3 pairs: all hold a right answer, 2 of them, 2, none
         "oracle@2": 2 / 4,
+        "single@2": (0.5 + 0.5) / 4,
         "majority@2": (0.5 + 0.5) / 4,  # two ties of right and wrong, then 2 twice
         "length_weighted@2": 0.5 / 4,  # the tie stays, 1/2 beats 1/4 for the wrong one
         "pass@3": 3 / 4,
         "oracle@3": 3 / 4,
+        "single@3": pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 4),
         "majority@3": (1 + 0.5) / 4,
         "length_weighted@3": (1 + 0 + 1) / 4,  # in the third problem 1/4 beats 1/10 + 1/10
     }  # fmt: skip
@@ -93,8 +96,16 @@ def test_pass_at_k_uses_every_answer_and_the_other_methods_the_first_k() -> None
     before, after = values(evaluate(WORLD, [3])), values(evaluate(more, [3]))
     assert after["pass@1"] == pytest.approx((3 + 2 + 2 + 1) / 4 / 4)
     assert after["pass@3"] == pytest.approx((1 + 1 + 1 + 3 / 4) / 4)  # one right of 4: 3 of the 4 triples hold it
-    for label in ("oracle@3", "majority@3", "length_weighted@3"):
+    for label in ("oracle@3", "single@3", "majority@3", "length_weighted@3"):
         assert after[label] == before[label]
+
+
+def test_only_methods_that_have_the_same_answers_are_compared() -> None:
+    compared = [(d.method, d.baseline) for d in evaluate(WORLD, [2, 3]).differences]
+    assert compared == [
+        *((m, "majority@2") for m in ("oracle@2", "single@2", "length_weighted@2")),
+        *((m, "majority@3") for m in ("pass@1", "pass@3", "oracle@3", "single@3", "length_weighted@3")),
+    ]
 
 
 def test_tokens_are_those_of_the_answers_used_and_of_the_reader() -> None:
@@ -102,6 +113,7 @@ def test_tokens_are_those_of_the_answers_used_and_of_the_reader() -> None:
     spent = {r.label: (r.answer_tokens, r.reader_tokens) for r in evaluate(WORLD, [2, 3], finals).results}
     assert spent["pass@1"] == (pytest.approx((10 + 4 + 8 + 3) / 4), 0)
     assert spent["pass@2"] == (pytest.approx(2 * (10 + 4 + 8 + 3) / 4), 0)
+    assert spent["single@2"] == (13 / 2, 0)
     assert spent["majority@2"] == ((20 + 6 + 20 + 6) / 4, 0)
     assert spent["majority@3"] == ((30 + 12 + 24 + 9) / 4, 0)
     assert spent["aggregator@3"] == ((30 + 12 + 24 + 9) / 4, 25.0)
@@ -118,11 +130,6 @@ def test_intervals_and_differences_are_those_of_the_values_of_each_problem() -> 
             paired_bootstrap(row, majority)
         )
     assert difference_of(evaluation, "aggregator@3", "majority@3").difference == 3 / 4 - 1.5 / 4
-    compared = [(d.method, d.baseline) for d in evaluation.differences]
-    assert compared == [
-        *((m, "majority@2") for m in ("pass@1", "pass@2", "oracle@2", "length_weighted@2")),
-        *((m, "majority@3") for m in ("pass@1", "pass@3", "oracle@3", "length_weighted@3", "aggregator@3")),
-    ]
 
 
 def test_every_interval_holds_its_value() -> None:
@@ -223,18 +230,26 @@ def test_categories_have_their_own_accuracies_and_counts() -> None:
     assert evaluate(WORLD, [3]).categories == ()
 
 
+def test_the_description_of_votes_has_no_table_of_readers() -> None:
+    assert "reader" not in describe(evaluate(WORLD, [3]))
+
+
 def test_the_description_says_every_number() -> None:
     text = describe(evaluate(WORLD, [2, 3], reading(*[final("1", finish_reason="length")] * 4)))
-    first, second, notes = text.split("\n\n")
+    first, second, readers, outcomes, note = text.split("\n\n")
     assert re.search(r"^majority@2 +25\.0 +\[0\.0, 50\.0\] +13$", first, re.MULTILINE)
-    assert re.search(r"^pass@1 +33\.3 +\[[^]]*\] +\+8\.3 \[[^]]*\] +0\.\d+ +6$", first, re.MULTILINE)
-    assert re.search(r"^pass@1 .* -4\.2 \[", second, re.MULTILINE)
+    assert re.search(r"^pass@1 +33\.3 +\[[^]]*\] +6$", first, re.MULTILINE)  # of 3 answers: not compared
+    assert re.search(r"^single@2 +25\.0 +\[[^]]*\] +\+0\.0 \[[^]]*\] +1 +6$", first, re.MULTILINE)
+    assert re.search(r"^pass@1 +33\.3 +\[[^]]*\] +-4\.2 \[[^]]*\] +[01]\.?\d* +6$", second, re.MULTILINE)
+    assert "oracle@2" in first and "oracle@3" not in second and "single@3" not in second  # pass says it there
     assert re.search(r"^aggregator@3 +100\.0 +\[100\.0, 100\.0\] +\+62\.5 .* 29$", second, re.MULTILINE)
     assert "majority@3: 1 ties, 1 without a vote" in second
-    assert "3 selected (100.0 % correct), 1 synthesised (100.0 % correct), 0 no answer; 10 tokens" in second
-    assert "100.0 % cut" in second
-    assert "aggregator@3: the same on every problem, so the interval is a point" in notes
-    assert "answers: match 4, mismatch 4, no_answer 4\naggregator@3: match 4" in notes
+    assert readers.splitlines()[2].split() == ["aggregator@3", "3", "100.0", "1", "100.0", "0", "10", "100.0"]
+    assert outcomes.splitlines()[0].split() == ["outcomes", "match", "mismatch", "no_answer"]
+    assert [line.split() for line in outcomes.splitlines()[2:]] == [
+        ["answers", "4", "4", "4"], ["aggregator@3", "4", "0", "0"],
+    ]  # fmt: skip
+    assert note == "aggregator@3: the same on every problem, so the interval is a point and says too little"
 
 
 def test_a_table_is_aligned_in_text_and_in_markdown() -> None:

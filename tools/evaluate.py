@@ -201,7 +201,9 @@ def add_scores(candidates: Sequence[Candidates], path: Path, num_answers: int) -
     ids = [[verdict.answer_id for verdict in c.verdicts[:num_answers]] for c in candidates]
     missing = [name for row in ids for name in row if name not in scores]
     if missing:
-        raise UserError(f"{path}: {len(missing)} of {sum(map(len, ids))} answers have no score, such as {missing[0]}")
+        raise UserError(
+            f"{path}: {len(missing)} of the {sum(map(len, ids))} answers have no score, such as {missing[0]}"
+        )
     for c, row in zip(candidates, ids, strict=True):
         yield replace(c, scores=tuple(scores[name] for name in row))
 

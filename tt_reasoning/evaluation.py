@@ -2,7 +2,8 @@
 
 Every method is measured on the same problems and, for one k, on the same first k answers of each, so that the
 methods differ and nothing else: a problem with any verdict that could not be judged is left out for all of them,
-and counted by reason. ``pass@k`` alone is estimated from all n answers there are. No torch here.
+and counted by reason. ``pass@k`` alone is estimated from all n answers there are, which tells more; where n > k
+it is therefore not paired with the others. No torch here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tt_reasoning.types import Answer, Verdict
 
 RESULTS = "results.json"
 FORMAT = 2  # of a report; 1 had one k and no such field
-PASS, ORACLE, MAJORITY = "pass", "oracle", "majority"
+PASS, ORACLE, SINGLE, MAJORITY = "pass", "oracle", "single", "majority"
 LENGTH_WEIGHTED, SCORE_WEIGHTED = "length_weighted", "score_weighted"
 AGGREGATOR = "aggregator"
 NO_CATEGORY = "(none)"
@@ -180,6 +181,7 @@ def evaluate(
     - ``pass@k``: the probability that k of the n answers hold a correct one (``pass_at_k``, unbiased); ``pass@1``,
       the share of the n that is correct, is always there
     - ``oracle@k``: any of the first k is correct: what a perfect judge of these would reach
+    - ``single@k``: the share of the first k that is correct: what one of these, drawn blindly, reaches
     - ``majority@k``: of the first k, the answer with the most votes; one vote class an answer of the same
       ``equal``, worth the verdict of its first vote. Of several that tie the mean counts, the expected accuracy
       of a fair draw; where nobody votes, 0
@@ -189,7 +191,8 @@ def evaluate(
       ``mean_tokens``, and ``selected`` (its answer equals one of the k), ``synthesised`` (it equals none)
       and ``no_answer``, each with the number of problems and the accuracy on them (None of none)
 
-    Differences: every method with k answers, and ``pass@1``, minus ``majority@k``, paired by problem.
+    Differences: every method that has the first k answers minus ``majority@k``, paired by problem; so ``pass@k``
+    and ``pass@1`` only where each problem has k answers, being ``oracle@k`` and ``single@k`` there.
     Categories: every method on the problems of each category, where problems have one.
 
     Counts: ``problems``, ``judged``, ``left_out`` (problems by the reason of the first verdict, of the
@@ -226,7 +229,7 @@ def evaluate(
             )
             for column, m in enumerate(measured)
         ),
-        differences=tuple(_compare_all(measured, table_PM, means_RM, ks)),
+        differences=tuple(_compare_all(measured, table_PM, means_RM, ks, max(len(c.verdicts) for c in judged))),
         categories=tuple(_measure_categories(judged, measured, table_PM)),
         counts={
             "problems": len(candidates),
@@ -265,8 +268,9 @@ def _measure_all(
         if k > 1:
             yield _measure_pass(judged, k)
         tokens = _mean([sum(c.num_tokens[:k]) for c in judged])
-        hits = [float(oracle([bool(verdict.correct) for verdict in c.verdicts[:k]])) for c in judged]
-        yield _Measured(method=ORACLE, k=k, values=hits, answer_tokens=tokens)
+        right = [[bool(verdict.correct) for verdict in c.verdicts[:k]] for c in judged]
+        yield _Measured(method=ORACLE, k=k, values=[float(oracle(row)) for row in right], answer_tokens=tokens)
+        yield _Measured(method=SINGLE, k=k, values=[_mean(row) for row in right], answer_tokens=tokens / k)
         of_k = [[kept for members in found if (kept := [i for i in members if i < k])] for found in classes]
         for method, weights in ((MAJORITY, None), (LENGTH_WEIGHTED, lengths), (SCORE_WEIGHTED, scores)):
             if method == MAJORITY or weights is not None:
@@ -339,13 +343,14 @@ def _reader_detail(
 
 
 def _compare_all(
-    measured: Sequence[_Measured], table_PM: np.ndarray, means_RM: np.ndarray, ks: Sequence[int]
+    measured: Sequence[_Measured], table_PM: np.ndarray, means_RM: np.ndarray, ks: Sequence[int], most_answers: int
 ) -> Iterator[Comparison]:
-    """Every method of k, and ``pass@1``, minus ``majority@k``."""
+    """Every method that has the first k answers minus ``majority@k``."""
     for k in ks:
         base = next(column for column, m in enumerate(measured) if (m.method, m.k) == (MAJORITY, k))
         for column, m in enumerate(measured):
-            if column != base and (m.k == k or column == 0):
+            same_answers = m.k in (1, k) and k == most_answers if m.method == PASS else m.k == k
+            if column != base and same_answers:
                 observed = float((table_PM[:, column] - table_PM[:, base]).mean())
                 found = describe_difference(observed, means_RM[:, column] - means_RM[:, base])
                 yield Comparison(
@@ -385,24 +390,37 @@ def _count_words(counts: Mapping[str, int]) -> str:
 def describe(evaluation: Evaluation | Report) -> str:
     """An evaluation for reading: a table of methods for every k, and what was left out or notable."""
     ks = [result.k for result in evaluation.results if result.method == MAJORITY]
-    parts = ["\n".join(_describe_k(evaluation, k)) for k in ks]
+    shown = {k: _shown(evaluation, k) for k in ks}
+    parts = ["\n".join(_describe_k(evaluation, k, results)) for k, results in shown.items()]
     notes = []
-    fixed = [result.label for result in evaluation.results if result.high - result.low < 1e-9]
+    fixed = dict.fromkeys(r.label for results in shown.values() for r in results if r.high - r.low < 1e-9)
     if fixed:
         notes.append(f"{', '.join(fixed)}: the same on every problem, so the interval is a point and says too little")
     counts = evaluation.counts
-    notes.append(f"answers: {_count_words(counts['answer_reasons'])}")
-    notes += [f"{label}: {_count_words(found)}" for label, found in counts["reader_reasons"].items()]
     if counts["left_out"]:
         notes.append(f"left out, because not every answer can be judged: {_count_words(counts['left_out'])}")
-    return "\n\n".join([*parts, "\n".join(notes)])
+    readers = _reader_rows(evaluation)
+    if len(readers) > 1:
+        parts.append(format_table(readers))
+    parts.append(format_table(_outcome_rows(counts)))
+    return "\n\n".join([*parts, *notes])
 
 
-def _describe_k(evaluation: Evaluation | Report, k: int) -> list[str]:
+def _shown(evaluation: Evaluation | Report, k: int) -> list[Result]:
+    """The results of one k, and ``pass@1``, without those that say the same as another of them."""
+    hidden: set[str] = set()
+    if k == 1:
+        hidden = {ORACLE, SINGLE, LENGTH_WEIGHTED, SCORE_WEIGHTED}  # there is but the one answer
+    elif any((d.method, d.baseline) == (f"{PASS}@1", f"{MAJORITY}@{k}") for d in evaluation.differences):
+        hidden = {ORACLE, SINGLE}  # no problem has more than k answers
+    found = [r for r in evaluation.results if r.k == k or (r.method, r.k) == (PASS, 1)]
+    return [r for r in found if r.method not in hidden]
+
+
+def _describe_k(evaluation: Evaluation | Report, k: int, results: Sequence[Result]) -> list[str]:
     """The table of one k: accuracy, difference to the majority and generated tokens a problem; then its details."""
     baseline = f"{MAJORITY}@{k}"
     compared = {found.method: found for found in evaluation.differences if found.baseline == baseline}
-    results = [r for r in evaluation.results if r.k == k or (r.method, r.k) == (PASS, 1)]
     rows = [["method", "accuracy %", "95 % interval", f"- {baseline}", "p", "tokens"]]
     for result in results:
         found = compared.get(result.label)
@@ -411,13 +429,8 @@ def _describe_k(evaluation: Evaluation | Report, k: int) -> list[str]:
         rows.append([result.label, percent(result.value), interval(result), *compared_cells, tokens])
     lines = [format_table(rows)]
     for result in results:
-        if "ties" in result.detail:
+        if result.detail.get("ties") or result.detail.get("no_votes"):
             lines.append(f"{result.label}: {result.detail['ties']} ties, {result.detail['no_votes']} without a vote")
-        if "cut" in result.detail:
-            lines.append(
-                f"{result.label}: {_group_words(result.detail)}; "
-                f"{result.detail['mean_tokens']:.0f} tokens on average, {percent(result.detail['cut'])} % cut"
-            )
     return lines
 
 
@@ -425,13 +438,26 @@ def _difference_words(found: Comparison) -> str:
     return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
-def _group_words(detail: dict) -> str:
-    words = []
-    for name in ("selected", "synthesised", "no_answer"):
-        group = detail[name]
-        right = "" if group["accuracy"] is None else f" ({percent(group['accuracy'])} % correct)"
-        words.append(f"{group['num_problems']} {name.replace('_', ' ')}{right}")
-    return ", ".join(words)
+def _reader_rows(evaluation: Evaluation | Report) -> list[list[str]]:
+    """How each reader came to its answers: problems, and how many of a hundred are right among them."""
+    rows = [["reader", "selected", "% right", "synthesised", "% right", "no answer", "tokens", "% cut"]]
+    for result in evaluation.results:
+        if "selected" in result.detail:
+            detail = result.detail
+            cells = [result.label]
+            for name in ("selected", "synthesised"):
+                right = detail[name]["accuracy"]
+                cells += [str(detail[name]["num_problems"]), "-" if right is None else percent(right)]
+            no_answer = str(detail["no_answer"]["num_problems"])
+            rows.append([*cells, no_answer, f"{detail['mean_tokens']:.0f}", percent(detail["cut"])])
+    return rows
+
+
+def _outcome_rows(counts: Mapping) -> list[list[str]]:
+    """How many verdicts had each reason, of the proposed answers and of every reader; reasons that are there."""
+    table = {"answers": counts["answer_reasons"], **counts["reader_reasons"]}
+    reasons = [reason for reason in counts["answer_reasons"] if any(found[reason] for found in table.values())]
+    return [["outcomes", *reasons], *([name, *(str(found[r]) for r in reasons)] for name, found in table.items())]
 
 
 def percent(value: float) -> str:

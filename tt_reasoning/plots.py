@@ -15,6 +15,7 @@ from tt_reasoning.evaluation import (
     ORACLE,
     PASS,
     SCORE_WEIGHTED,
+    SINGLE,
     Report,
     Result,
 )
@@ -33,6 +34,7 @@ _STYLES = {
     "usc": ("#cc79a7", "v", "-"),
     "usc_majority": ("#d55e00", "^", "-"),
     AGGREGATOR: ("#009e73", "D", "-"),
+    SINGLE: ("#5a5a5a", ".", ":"),
     ORACLE: ("#b0b0b0", ".", ":"),
     PASS: ("#8c8c8c", ".", "--"),
 }
@@ -92,8 +94,8 @@ def plot_accuracy(reports: Mapping[str, Report], path: str | Path, *, against: L
     """Draw the accuracy of every method with its 95 % interval.
 
     Where each report has one k: a bar a method, a group of bars a run. Else a panel a run: a line a method against
-    the number of answers, or against the tokens that a problem took, with the interval as a band. ``oracle`` is left
-    out beside ``pass``, which says the same with less noise.
+    the number of answers, or against the tokens that a problem took, with the interval as a band. ``oracle`` and
+    ``single`` are left out beside ``pass``, which says the same with less noise.
 
     Args:
         reports: by the name that stands at the group or over the panel.
@@ -106,7 +108,7 @@ def plot_accuracy(reports: Mapping[str, Report], path: str | Path, *, against: L
 
 def _drawn(report: Report) -> list[Result]:
     methods = {result.method for result in report.results}
-    return [result for result in report.results if result.method != ORACLE or PASS not in methods]
+    return [result for result in report.results if result.method not in (ORACLE, SINGLE) or PASS not in methods]
 
 
 def _style(method: str) -> dict[str, str]:
@@ -157,7 +159,7 @@ def _plot_bars(reports: Mapping[str, Report], path: str | Path) -> None:
     axes.set_ylim(0, max(5.0, 1.12 * top))  # room for the numbers above the bars
     axes.set_ylabel("accuracy (%)")
     figure.suptitle("Accuracy by method, with 95 % intervals over problems")
-    figure.legend(loc="outside upper center", ncols=min(4, len(methods)), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(4, len(methods)), frameon=False)
     _tidy(axes)
     save_figure(figure, path)
 
@@ -167,50 +169,57 @@ def _bar_name(result: Result) -> str:
 
 
 def _bar_color(method: str) -> str:
-    return {_PASS_1: "#0072b2", PASS: "#d5d5d5"}.get(method) or _style(method)["color"]
+    return {_PASS_1: "#5a5a5a", PASS: "#d5d5d5"}.get(method) or _style(method)["color"]
 
 
 def _plot_lines(reports: Mapping[str, Report], path: str | Path, against: Literal["k", "tokens"]) -> None:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     methods = _in_order(result.method for report in reports.values() for result in _drawn(report))
     columns = min(3, len(reports))
     rows = -(-len(reports) // columns)
-    figure = Figure(figsize=(2.4 + 4.2 * columns, 0.6 + 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(2.0 + 4.4 * columns, 1.4 + 3.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, (name, report) in zip(panels.flat, reports.items(), strict=False):
-        for method in methods:
+        for position, method in enumerate(methods):
             line = sorted((r for r in _drawn(report) if r.method == method), key=lambda r: r.k)
             if line:
-                _draw_line(axes, method, line, against)
+                _draw_line(axes, method, line, against, shift=1.04 ** (position - (len(methods) - 1) / 2))
         axes.set_title(f"{name}: {Path(report.model).name}\n{report.dataset}, {report.num_problems} problems", size=10)
         axes.set_xscale("log", base=2 if against == "k" else 10)
         if against == "k":
             ks = sorted({result.k for result in report.results})
             axes.set_xticks(ks, map(str, ks))
-            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("answers a problem (k)" if against == "k" else "generated tokens a problem")
-        axes.set_ylim(bottom=0)
         _tidy(axes)
     for axes in panels.flat[len(reports) :]:
         axes.set_visible(False)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy (%)")
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     handles = {label: h for axes in panels.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     shown = [f"{method}@k" for method in methods]
-    figure.legend([handles[label] for label in shown], shown, loc="outside right upper", frameon=False)
+    figure.legend(
+        [handles[label] for label in shown], shown, loc="outside lower center", ncols=2 + columns, frameon=False
+    )
     figure.suptitle("Accuracy by method, with 95 % bands over problems")
     save_figure(figure, path)
 
 
-def _draw_line(axes: Axes, method: str, line: Sequence[Result], against: Literal["k", "tokens"]) -> None:
+def _draw_line(axes: Axes, method: str, line: Sequence[Result], against: Literal["k", "tokens"], shift: float) -> None:
+    """A method's line in its band; a single point has an interval and stands apart from others by ``shift``."""
     places = [r.k if against == "k" else r.answer_tokens + r.reader_tokens for r in line]
     values, lows, highs = ([100 * getattr(r, name) for r in line] for name in ("value", "low", "high"))
     style = _style(method)
     if len(line) > 1:
         axes.fill_between(places, lows, highs, color=style["color"], alpha=0.13, linewidth=0)
     else:
+        places = [places[0] * shift]
         axes.errorbar(places, values, [[values[0] - lows[0]], [highs[0] - values[0]]], color=style["color"], capsize=3)
     axes.plot(places, values, **style, markersize=5, linewidth=1.8, label=f"{method}@k")
 

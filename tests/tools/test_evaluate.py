@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +72,16 @@ def make_checkpoint(folder: Path, vocab_size: int = 5) -> Path:
     return folder
 
 
-def evaluate(world: Path, *more: str, out: str = "out", num_answers: int = 3) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, TOOL, "--answers", "answers", "--num-answers", str(num_answers), "--out", out, *more]
+def evaluate(
+    world: Path, *more: str, out: str = "out", num_answers: int | tuple[int, ...] | None = 3
+) -> subprocess.CompletedProcess[str]:
+    ks = ["--num-answers", *map(str, num_answers if isinstance(num_answers, tuple) else (num_answers,))]
+    command = [sys.executable, TOOL, "--answers", "answers", *(ks if num_answers else ()), "--out", out, *more]
     return subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=120, check=False)
 
 
-def evaluate_scripted(world: Path, *more: str, out: str = "out") -> subprocess.CompletedProcess[str]:
-    return evaluate(world, "--aggregator", "script.json", "--engine", "scripted", *more, out=out)
+def evaluate_scripted(world: Path, *more: str, **options) -> subprocess.CompletedProcess[str]:
+    return evaluate(world, "--aggregator", "script.json", "--engine", "scripted", *more, **options)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -87,23 +92,36 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def values(world: Path, out: str = "out") -> dict[str, float]:
-    return {result.method: result.value for result in read_report(world / out / "results.json").results}
+    return {result.label: result.value for result in read_report(world / out / "results.json").results}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_votes_alone_need_no_engine(world: Path) -> None:
     done = evaluate(world)
     assert done.returncode == 0, done.stderr
     assert values(world) == {
-        "pass@1": pytest.approx(4 / 9), "majority@3": pytest.approx(2 / 3), "pass@3": pytest.approx(2 / 3),
+        "pass@1": pytest.approx(4 / 9), "pass@3": pytest.approx(2 / 3), "oracle@3": pytest.approx(2 / 3),
+        "single@3": pytest.approx(4 / 9), "majority@3": pytest.approx(2 / 3),
+        "length_weighted@3": pytest.approx(2 / 3),  # all answers have 5 tokens
     }  # fmt: skip
+    assert done.stdout.splitlines()[0] == "demo/test: 3 problems, 3 answers each by models/tiny"
     assert done.stdout.splitlines()[-1] == "3 of 3 problems evaluated; results: out/results.json"
     assert "majority@3: 1 ties, 0 without a vote" in done.stdout
     assert sorted(path.name for path in (world / "out").iterdir()) == [".lock", "manifest.json", "results.json"]
 
 
-def test_only_the_first_answers_by_sample_index_are_taken(world: Path) -> None:
+def test_votes_are_of_the_first_answers_by_sample_index_and_pass_of_all(world: Path) -> None:
     assert evaluate(world, num_answers=1).returncode == 0
-    assert values(world) == {"pass@1": pytest.approx(1 / 3), "majority@1": pytest.approx(1 / 3)}
+    found = values(world)
+    assert (found["pass@1"], found["majority@1"]) == (pytest.approx(4 / 9), pytest.approx(1 / 3))
+
+
+def test_unless_given_k_is_each_power_of_two_and_all_answers(world: Path) -> None:
+    assert evaluate(world, num_answers=None).returncode == 0
+    assert read_report(world / "out" / "results.json").num_answers == (1, 2, 3)
 
 
 def test_the_aggregator_is_asked_graded_and_reported(world: Path) -> None:
@@ -111,25 +129,133 @@ def test_the_aggregator_is_asked_graded_and_reported(world: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = read_report(world / "out" / "results.json")
     assert (report.model, report.dataset, report.split, report.prompt) == ("models/tiny", "demo", "test", "ssa")
-    assert report.tokens["answers"] == 45
     final = report.results[-1]
-    assert (final.method, final.value) == ("aggregator", 1.0)
+    assert (final.label, final.value, final.answer_tokens) == ("aggregator@3", 1.0, 15)
     assert final.detail["selected"] == {"num_problems": 2, "accuracy": 1.0}
     assert final.detail["synthesised"] == {"num_problems": 1, "accuracy": 1.0}  # 6 was never offered
-    answers = list(store.read_records(world / "out" / "aggregated.jsonl", Answer))
+    answers = list(store.read_records(world / "out" / "aggregator_k3" / "answers.jsonl", Answer))
     assert [answer.problem_id for answer in answers] == [problem.id for problem in PROBLEMS]
     assert answers[0].text.endswith("<answer>2</answer>")  # the stop string ends it and stays
     assert answers[0].sampling == Sampling(
         model="script.json", prompt="ssa", temperature=0.1, top_k=40, max_new_tokens=512, seed=0
     )
-    assert report.tokens["aggregator"] == sum(answer.num_tokens for answer in answers)
+    assert final.reader_tokens == sum(answer.num_tokens for answer in answers) / 3
+    assert report.settings["evaluate"]["engine"] == "scripted" and report.versions["python"]
+    verdicts = list(store.read_records(world / "out" / "aggregator_k3" / "verdicts.jsonl", Verdict))
+    assert [verdict.answer_id for verdict in verdicts] == [answer.id for answer in answers]
+
+
+def test_cut_answers_are_a_method_of_their_own(world: Path) -> None:
+    """Without their last 30 % no answer shows its result: of "Sample 0. The Answer is: 2" 18 of 26 characters stay."""
+    order = first_answers(PROBLEMS[0], [answer for answer, _ in make_answers(PROBLEMS[0], RESULTS[0])], 3, 0).answers
+    texts = [answer.text for answer in order]
+    cut = get_prompt("ssa").render(answer_set_text(PROBLEMS[0].question, [text[:18] for text in texts]))
+    assert cut.count("The Answ\n") == 3 and "####" not in cut
+    script = {"answers": {cut: ["<answer>2</answer>"]}, "fallback": ["<answer>9</answer>"]}
+    (world / "script.json").write_text(json.dumps(script))
+    assert evaluate_scripted(world, "--cut-share", "0.3").returncode == 0
+    found = values(world)
+    assert (found["aggregator@3"], found["aggregator_cut0.3@3"]) == (0, pytest.approx(1 / 3))
+
+
+def test_usc_asks_its_own_model_neutrally_and_for_the_majority(world: Path) -> None:
+    chats = {}
+    for name, final in (("usc", "2"), ("usc_majority", "5")):
+        rendered = render(PROBLEMS[0], RESULTS[0], prompt=name)
+        chats[rendered[-1]["content"]] = [f"The Answer is: {final}"]
+    (world / "usc.json").write_text(json.dumps({"answers": chats, "fallback": ["I select none."]}))
+    done = evaluate(world, "--usc-model", "usc.json", "--engine", "scripted")
+    assert done.returncode == 0, done.stderr
+    report = read_report(world / "out" / "results.json")
+    assert [(r.label, r.value) for r in report.results[-2:]] == [("usc@3", pytest.approx(1 / 3)), ("usc_majority@3", 0)]
+    assert report.results[-2].detail["no_answer"]["num_problems"] == 2
+    assert (report.aggregator, report.usc_model) == (None, "usc.json")
+
+
+def test_more_k_and_more_methods_come_to_the_same_folder(world: Path) -> None:
+    (world / "script.json").write_text(json.dumps({"fallback": ["<answer>4</answer>"]}))
+    assert evaluate(world, num_answers=3).returncode == 0
+    assert evaluate_scripted(world, num_answers=3).returncode == 0
+    first = files(world / "out" / "aggregator_k3")
+    done = evaluate_scripted(world, "--cut-share", "0.5", "--usc-model", "script.json", num_answers=(3, 1, 2))
+    assert done.returncode == 0, done.stderr
+    assert "aggregator@3: 0 answers written, 3 were there" in done.stdout
+    assert files(world / "out" / "aggregator_k3") == first
+    methods = ("aggregator", "aggregator_cut0.5", "usc", "usc_majority")
+    assert {f"{m}@{k}" for m in methods for k in (1, 2, 3)} <= values(world).keys()
+    answers = list(store.read_records(world / "out" / "usc_k1" / "answers.jsonl", Answer))
+    assert len(answers) == 3
+
+
+def test_new_samples_in_the_folder_leave_what_was_read_as_it_is(world: Path) -> None:
+    (world / "script.json").write_text(json.dumps({"fallback": ["<answer>4</answer>"]}))
+    assert evaluate_scripted(world, num_answers=2).returncode == 0
+    for problem in PROBLEMS:
+        answer, verdict = make_answers(problem, ["4"] * 4)[3]
+        store.append_records(world / "answers" / "answers.jsonl", [answer])
+        store.append_records(world / "answers" / "verdicts.jsonl", [verdict])
+    done = evaluate_scripted(world, num_answers=(2, 4))
+    assert done.returncode == 0, done.stderr
+    assert "aggregator@2: 0 answers written, 3 were there" in done.stdout
+    assert values(world)["pass@1"] == pytest.approx((2 + 3 + 0) / 12)
+
+
+def test_scores_of_a_judge_weigh_the_votes(world: Path) -> None:
+    made = [pair for problem, results in zip(PROBLEMS, RESULTS, strict=True) for pair in make_answers(problem, results)]
+    scores = [1, 1, 3, 2.5, 1, 1, 0, 0, 0]  # 5 beats 2 and 2; 3 beats 4 and 4; 7 and 8 tie
+    rows = [{"answer_id": answer.id, "score": score} for (answer, _), score in zip(made, scores, strict=True)]
+    path = world / "scores.jsonl"
+    store.write_records(path, rows)
+    assert evaluate(world, "--scores", "scores.jsonl").returncode == 0
+    assert values(world)["score_weighted@3"] == 0
+    store.write_records(path, rows[1:])
+    assert_refused(
+        evaluate(world, "--scores", "scores.jsonl"), "1 of the 9 answers have no score", rows[0]["answer_id"]
+    )
+    store.write_records(path, [{**rows[0], "score": -0.5}, *rows[1:]])
+    assert_refused(evaluate(world, "--scores", "scores.jsonl"), "has the score -0.5", "at least 0")
+    assert_refused(evaluate(world, "--scores", "gone.jsonl"), "no such file: gone.jsonl")
+
+
+def test_several_temperatures_want_one_named(world: Path) -> None:
+    warmer = replace(SAMPLING, temperature=1.0)
+    for problem in PROBLEMS:
+        name = warmer.answer_id(problem.id, 0)
+        answer = replace(make_answers(problem, ["2"])[0][0], id=name, sampling=warmer)
+        store.append_records(world / "answers" / "answers.jsonl", [answer])
+        verdict = Verdict(answer_id=name, extracted="2", correct=problem.reference == "2", reason="mismatch")
+        store.append_records(world / "answers" / "verdicts.jsonl", [verdict])
+    assert_refused(evaluate(world), "several temperatures (0.7, 1)", "--answers-temperature")
+    assert evaluate(world, "--answers-temperature", "1", num_answers=1).returncode == 0
+    assert values(world)["majority@1"] == pytest.approx(1 / 3)
+    assert_refused(evaluate(world, "--answers-temperature", "0.7"), "answers_temperature was 1.0, now 0.7")
+
+
+def test_categories_of_problems_reach_the_report(world: Path) -> None:
+    named = [replace(p, category=name) for p, name in zip(PROBLEMS, ("law", "law", "art"), strict=True)]
+    store.write_records(world / "answers" / "problems.jsonl", named)
+    assert evaluate(world).returncode == 0
+    found = {
+        (c.category, c.method): (c.value, c.num_problems) for c in read_report(world / "out/results.json").categories
+    }
+    assert found["law", "majority"] == (1.0, 2) and found["art", "oracle"] == (0.0, 1)
+
+
+def test_final_answers_are_graded_by_the_rule_of_the_folder(world: Path) -> None:
+    (world / "script.json").write_text(json.dumps({"fallback": ["I would say 2, for it is the sum"]}))
+    assert evaluate_scripted(world).returncode == 0
+    assert values(world)["aggregator@3"] == 0
+    store.write_json(world / "answers" / "verdicts.json", {"arguments": {"fallback": "last_number"}})
+    assert_refused(evaluate_scripted(world), "fallback was 'none', now 'last_number'")
+    assert evaluate_scripted(world, out="other").returncode == 0
+    assert values(world, "other")["aggregator@3"] == pytest.approx(1 / 3)
 
 
 def test_grading_begins_at_the_prefill(world: Path) -> None:
     script = {"fallback": ["4</answer>"]}  # of no use without the <answer> that the prompt gives
     (world / "script.json").write_text(json.dumps(script))
     assert evaluate_scripted(world, "--prompt", "ssa_no_think").returncode == 0
-    assert values(world)["aggregator"] == pytest.approx(1 / 3)
+    assert values(world)["aggregator@3"] == pytest.approx(1 / 3)
 
 
 def test_the_order_seed_decides_the_order_that_the_aggregator_reads(world: Path) -> None:
@@ -145,31 +271,57 @@ def test_auto_takes_the_prompt_that_the_checkpoint_names(world: Path) -> None:
     folder = make_checkpoint(world / "checkpoint")
     (folder / "aggregator.json").write_text('{"prompt": "ssa_no_think"}')
     evaluate(world, "--aggregator", "checkpoint", "--engine", "tune")
-    assert store.read_manifest(world / "out")["arguments"]["prompt"] == "ssa_no_think"
+    assert store.read_manifest(world / "out" / "aggregator_k3")["arguments"]["prompt"] == "ssa_no_think"
     (folder / "aggregator.json").write_text("{}")
     assert_refused(evaluate(world, "--aggregator", "checkpoint", out="other"), "aggregator.json", "--prompt ssa")
 
 
 def test_a_rerun_does_nothing_again_and_says_the_same(world: Path) -> None:
     first = evaluate_scripted(world)
-    before = {path.name: path.read_bytes() for path in (world / "out").iterdir()}
-    stamp = (world / "out" / "aggregated.jsonl").stat().st_mtime_ns
+    before = files(world / "out")
+    stamp = (world / "out" / "aggregator_k3" / "answers.jsonl").stat().st_mtime_ns
     second = evaluate_scripted(world)
     done, again = "3 answers written, 0 were there", "0 answers written, 3 were there"
     assert done in first.stdout and second.returncode == 0
     assert second.stdout == first.stdout.replace(done, again)
-    assert {path.name: path.read_bytes() for path in (world / "out").iterdir()} == before
-    assert (world / "out" / "aggregated.jsonl").stat().st_mtime_ns == stamp
+    assert files(world / "out") == before
+    assert (world / "out" / "aggregator_k3" / "answers.jsonl").stat().st_mtime_ns == stamp
 
 
 def test_a_torn_run_goes_on_to_the_same_results(world: Path) -> None:
     assert evaluate_scripted(world).returncode == 0
-    whole = {path.name: path.read_bytes() for path in (world / "out").iterdir()}
-    (world / "out" / "aggregated.jsonl").write_bytes(whole["aggregated.jsonl"][:-40])
-    (world / "out" / "aggregated_verdicts.jsonl").write_bytes(whole["aggregated_verdicts.jsonl"][:-5])
+    whole = files(world / "out")
+    for name, cut in (("answers.jsonl", 40), ("verdicts.jsonl", 5)):
+        path = world / "out" / "aggregator_k3" / name
+        path.write_bytes(path.read_bytes()[:-cut])
     (world / "out" / "results.json").unlink()
     assert evaluate_scripted(world).returncode == 0
-    assert {path.name: path.read_bytes() for path in (world / "out").iterdir()} == whole
+    assert files(world / "out") == whole
+
+
+def test_a_run_that_was_killed_loses_no_answer_it_had(world: Path) -> None:
+    """Killed while USC reads, 20 seconds an answer: what the aggregator wrote is not asked again."""
+    script = {"fallback": ["<answer>4</answer>"]}
+    (world / "script.json").write_text(json.dumps(script))
+    (world / "slow.json").write_text(json.dumps({**script, "delay_s": 20}))
+    more = ("--aggregator", "script.json", "--usc-model", "slow.json", "--engine", "scripted")
+    command = [sys.executable, TOOL, "--answers", "answers", "--num-answers", "1", "3", "--out", "out", *more]
+    process = subprocess.Popen(command, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (world / "out" / "usc_k1").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (world / "out" / "results.json").exists()
+    (world / "slow.json").write_text(json.dumps(script))
+    done = evaluate(world, *more, num_answers=(1, 3))
+    assert done.returncode == 0, done.stderr
+    for k in (1, 3):
+        assert f"aggregator@{k}: 0 answers written, 3 were there" in done.stdout
+        assert f"usc@{k}: 3 answers written, 0 were there" in done.stdout
 
 
 def test_limit_takes_the_first_problems(world: Path) -> None:
@@ -179,12 +331,15 @@ def test_limit_takes_the_first_problems(world: Path) -> None:
 
 def test_other_arguments_into_the_same_folder_are_refused(world: Path) -> None:
     assert evaluate_scripted(world).returncode == 0
-    before = {path.name: path.read_bytes() for path in (world / "out").iterdir()}
+    before = files(world / "out")
     assert_refused(evaluate_scripted(world, "--seed", "1"), "seed was 0, now 1", "new folder")
     script = (world / "script.json").read_text()
     (world / "script.json").write_text(script.replace("I see", "I say"))
     assert_refused(evaluate_scripted(world), "weights was 'sha256")
-    assert {path.name: path.read_bytes() for path in (world / "out").iterdir()} == before
+    (world / "script.json").write_text(script)
+    assert_refused(evaluate_scripted(world, "--order-seed", "1"), "order_seed was 0, now 1")
+    assert_refused(evaluate_scripted(world, "--limit", "2"), "limit was None, now 2")
+    assert files(world / "out") == before
 
 
 def test_answers_without_verdicts_are_refused(world: Path) -> None:
@@ -232,4 +387,9 @@ def test_wrong_names_and_numbers_are_refused(world: Path) -> None:
     assert_refused(evaluate_scripted(world, "--prompt", "ssa_nothink"), "did you mean 'ssa_no_think'?")
     assert_refused(evaluate_scripted(world, "--temperature", "-1"), "temperature=-1.0 should be at least 0")
     assert_refused(evaluate(world, "--answers", "gone"), "no such folder: gone")
+    assert_refused(evaluate(world, num_answers=(2, 0)), "num_answers=0 should be at least 1")
+    assert_refused(evaluate(world, "--cut-share", "0.3"), "--aggregator")
+    assert_refused(evaluate_scripted(world, "--cut-share", "30"), "--cut-share 30 is not between 0 and 1")
+    usc = ("--usc-model", "script.json", "--usc-prompt", "usc_majorty")
+    assert_refused(evaluate_scripted(world, *usc), "did you mean 'usc_majority'?")
     assert not (world / "out").exists()
