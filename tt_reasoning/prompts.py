@@ -164,8 +164,8 @@ PROMPTS: dict[str, Prompt] = {
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
         # Without a stop string: many servers take it out of the text, and the form is checked anyway.
         Prompt(name="ssa_oracle", user="{question}", system=_SSA_ORACLE),
-        # Universal self-consistency (arXiv 2311.17311): an instruct model selects. As published it is told to follow
-        # the majority (usc_majority), so beside majority voting it proves little; usc leaves the ground open.
+        # Universal self-consistency (arXiv 2311.17311): an instruct model selects. Told to follow the majority, as is
+        # usual, it proves little beside majority voting (usc_majority); usc leaves open what makes it consistent.
         Prompt(name="usc", user=_USC + "Select the most consistent of them." + _USC_END),
         Prompt(
             name="usc_majority",
