@@ -213,7 +213,8 @@ def read_all(
 ) -> Iterator[tuple[tuple[str, int], Reading]]:
     """What every reader makes of every k; a model is loaded once for all that it has to read, and only if anything."""
     weights = cache(describe_weights)
-    with Grader(fallback=read_fallback(args.answers)) as grader:
+    grading = {"fallback": "none"} | read_settings(args.answers / "verdicts.json")
+    with Grader(**grading) as grader:
         for model, group in groupby(readers, key=lambda reader: reader.model):
             with keep_open(partial(args.engine.open, model)) as start_engine:
                 for reader in group:
@@ -223,6 +224,7 @@ def read_all(
                         seed=args.seed,
                     )  # fmt: skip
                     identity = {"weights": weights(model), "order_seed": args.order_seed, **args.engine.identity()}
+                    identity |= {name: value for name, value in grading.items() if name != "timeout_s"}
                     for k in ks:
                         asked = ask_reader(answers, reader, k, order_seed=args.order_seed, limit=args.limit)
                         yield (
@@ -231,13 +233,8 @@ def read_all(
                         )
 
 
-def read_fallback(answers: Path) -> str:
-    """What counted as the answer of a completion that marks none when the folder was graded."""
-    return read_settings(answers / "verdicts.json").get("fallback", "none")
-
-
 def read_settings(path: Path) -> dict:
-    """The arguments that a tool kept in a file; none of no such file."""
+    """The arguments that check_answers graded the folder by, which a ``Grader`` takes; none of no such file."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["arguments"])
     except FileNotFoundError:

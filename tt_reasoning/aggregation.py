@@ -112,7 +112,7 @@ def read_answers(
     Args:
         asked: as ``ask_reader`` gives it.
         sampling: with the reader's model and prompt.
-        identity: what else decides the answers, such as the engine and the digest of the weights.
+        identity: what else decides the answers and verdicts: the engine, the digest of the weights, how is graded.
 
     Raises:
         UserError: the folder holds other answers, or some are missing at the end.
@@ -120,7 +120,7 @@ def read_answers(
     label = f"{reader.method}@{num_answers}"
     arguments = {
         "method": reader.method, "num_answers": num_answers, "cut_share": reader.cut_share, "asked": _digest(asked),
-        **asdict(sampling), "fallback": grader.fallback, **identity,
+        **asdict(sampling), **identity,
     }  # fmt: skip
     prompt = get_prompt(reader.prompt)
     with store.open_run(out / f"{reader.method}_k{num_answers}", "evaluate", arguments) as folder:
