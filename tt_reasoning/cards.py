@@ -1,0 +1,423 @@
+"""The page of a repository on the Hub: what it is, how it was made, what it is worth, whose it is, what it is for.
+
+A card is Markdown under YAML; the YAML also tells ``datasets.load_dataset`` which files to read. It says only what the
+folder itself says (its manifest, statistics and results) and what the command line adds. A card written here carries
+a digest of itself, so that one edited later is known as such and is not replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+import yaml
+
+from tt_reasoning.errors import UserError
+from tt_reasoning.evaluation import AGGREGATOR, Report, format_table, interval, percent
+from tt_reasoning.privacy import scrub_paths
+from tt_reasoning.problems import SOURCES
+from tt_reasoning.types import Sampling
+
+_MARK = re.compile(r"<!-- written by tt-reasoning: ([0-9a-f]{16}) -->\n\Z")
+_FRONT = re.compile(r"---\r?\n(.*?\r?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_LICENSE_ID = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
+_MOST_ROWS = 12  # of a table of statistics inside another one: more, or numbers as names, is a histogram
+
+BASE_LICENSES: dict[str, dict[str, str]] = {  # of the models that tools/get_model.py knows
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {"license": "apache-2.0"},
+    **{
+        f"Qwen/Qwen2.5-{size}{tuned}": {"license": "apache-2.0"}
+        for size in ("0.5B", "1.5B")
+        for tuned in ("", "-Instruct")
+    },
+    **{
+        f"Qwen/Qwen2.5-3B{tuned}": {
+            "license": "other",
+            "license_name": "qwen-research",
+            "license_link": f"https://huggingface.co/Qwen/Qwen2.5-3B{tuned}/blob/main/LICENSE",
+        }
+        for tuned in ("", "-Instruct")
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Data files that ``load_dataset(repo, name)`` reads: paths by split, how many rows, and the record they hold
+    (None: the files say it themselves)."""
+
+    name: str
+    files: Mapping[str, str]
+    num_rows: int
+    record: type | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a card is about, as the folder says it.
+
+    ``sources`` counts problems by benchmark and split; ``samplings`` are those of the answers; ``facts`` are short
+    lines about the content; ``manifest`` names no folders of this machine any more.
+    """
+
+    repo: str
+    kind: str
+    what: str
+    tables: tuple[Table, ...] = ()
+    manifest: dict[str, Any] | None = None
+    stats: dict[str, Any] | None = None
+    sources: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    samplings: tuple[Sampling, ...] = ()
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    facts: tuple[str, ...] = ()
+    base_model: str | None = None
+    prompt: str | None = None
+    license: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_model(self) -> bool:
+        return self.kind in ("model", "adapter")
+
+
+class License(typing.NamedTuple):
+    """The card's fields about the licence, and why the user has to say it (None: it is known)."""
+
+    fields: dict[str, Any]
+    asked: str | None
+
+
+def source_license(source: str) -> str | None:
+    """The Hub's id for the licence of a benchmark, None where it is not known.
+
+    >>> source_license("gsm8k"), source_license("gpqa-diamond"), source_license("aime25"), source_license("mine")
+    ('mit', 'cc-by-4.0', None, None)
+    """
+    known = SOURCES[source].license if source in SOURCES else "unknown"
+    name = known.partition(",")[0].lower()
+    return None if name == "unknown" else name
+
+
+def choose_license(given: str | None, sources: Iterable[str], base_model: str | None = None) -> License:
+    """The licence as given, else that of the benchmarks or of the base model; ``other`` where one is not known.
+
+    >>> choose_license(None, ["gsm8k", "math"])
+    License(fields={'license': 'mit'}, asked=None)
+    >>> choose_license(None, ["gsm8k", "aime25"]).asked
+    'the licence of aime25 is not known'
+
+    Raises:
+        UserError: ``given`` is no id of a licence.
+    """
+    sources = sorted(set(sources))
+    if given is not None:
+        if not _LICENSE_ID.fullmatch(given):
+            raise UserError(f"--license {given}: give an id of the Hub, such as mit, apache-2.0, cc-by-4.0 or other")
+        return License({"license": given}, None)
+    if base_model is not None or not sources:
+        if base_model in BASE_LICENSES:
+            return License(dict(BASE_LICENSES[base_model]), None)
+        return License({"license": "other"}, f"the licence of {base_model or 'the content'} is not known")
+    found = {source: source_license(source) for source in sources}
+    if unknown := [source for source, name in found.items() if name is None]:
+        return License({"license": "other"}, f"the licence of {', '.join(unknown)} is not known")
+    names = sorted({name for name in found.values() if name})
+    return License({"license": names[0] if len(names) == 1 else names}, None)
+
+
+def write_card(subject: Subject) -> str:
+    """The whole card, with the digest that ``is_own_card`` looks for."""
+    title = subject.repo.partition("/")[2]
+    parts = [
+        f"# {title}\n\n{subject.what}",
+        _use(subject),
+        _how_made(subject),
+        _content(subject),
+        _evaluation(subject),
+        _whose(subject),
+        _limits(subject),
+    ]
+    front = yaml.safe_dump(_front_matter(subject), sort_keys=False, allow_unicode=True, width=1000)
+    text = f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n\n"
+    return text + f"<!-- written by tt-reasoning: {_digest(text)} -->\n"
+
+
+def is_own_card(text: str) -> bool:
+    """Whether a card was written here and not edited since.
+
+    >>> card = write_card(Subject(repo="ada/demo", kind="dataset", what="Numbers.", license={"license": "mit"}))
+    >>> is_own_card(card), is_own_card(card.replace("Numbers", "Figures")), is_own_card("# Mine")
+    (True, False, False)
+    """
+    found = _MARK.search(text)
+    return found is not None and found[1] == _digest(text[: found.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_card(text: str, paths: Sequence[str]) -> list[str]:
+    """Check a card that the user wrote; returns remarks.
+
+    Args:
+        paths: the files that are published with it.
+
+    Raises:
+        UserError: its YAML cannot be read, or names data files that are not there.
+    """
+    found = _FRONT.match(text)
+    if found is None:
+        if text.startswith("---"):
+            raise UserError("README.md: the YAML at its top has no end: a line with --- alone")
+        return ["README.md has no YAML at its top: the Hub will show no licence, and load_dataset guesses the files"]
+    try:
+        fields = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        raise UserError(f"README.md: its YAML cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise UserError("README.md: its YAML should be fields with values, such as license: mit")
+    for pattern in _named_files(fields.get("configs")):
+        if not any(fnmatch(path, pattern) for path in paths):
+            raise UserError(f"README.md: configs names {pattern}, and no such file is published")
+    return [] if fields.get("license") else ["README.md names no license"]
+
+
+def _named_files(configs: Any) -> list[str]:
+    """The patterns under ``data_files`` of a card's configs, in each of the forms that the Hub takes."""
+    found: list[str] = []
+    for config in configs if isinstance(configs, list) else []:
+        files = config.get("data_files") if isinstance(config, dict) else None
+        for entry in files if isinstance(files, list) else [files]:
+            named = entry.get("path") if isinstance(entry, dict) else entry
+            found += [name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str)]
+    return found
+
+
+def _front_matter(subject: Subject) -> dict[str, Any]:
+    tags = ["tt-reasoning", *(["answer-sets", "ssa"] if subject.kind == "answer sets" or subject.prompt else [])]
+    fields: dict[str, Any] = dict(subject.license)
+    if any(source in SOURCES for source, _ in subject.sources):
+        fields["language"] = ["en"]
+    fields |= {"pretty_name": subject.repo.partition("/")[2]} if not subject.is_model else {}
+    fields["tags"] = tags
+    if subject.is_model:
+        fields |= {"library_name": "peft" if subject.kind == "adapter" else "transformers"}
+        fields |= {"pipeline_tag": "text-generation"}
+        fields |= {"base_model": subject.base_model} if subject.base_model else {}
+        fields |= {"model-index": index} if (index := _model_index(subject)) else {}
+        return fields
+    fields["task_categories"] = ["text-generation"]
+    if subject.tables:
+        fields["size_categories"] = [size_category(max(table.num_rows for table in subject.tables))]
+        fields["configs"] = [
+            {
+                "config_name": table.name,
+                "data_files": [{"split": split, "path": path} for split, path in table.files.items()],
+            }
+            | ({"default": True} if table is subject.tables[0] and len(subject.tables) > 1 else {})
+            for table in subject.tables
+        ]
+        typed = [table for table in subject.tables if table.record]
+        if typed:
+            fields["dataset_info"] = [
+                {"config_name": table.name, "features": features_of(table.record)} for table in typed if table.record
+            ]
+    return fields
+
+
+def size_category(num_rows: int) -> str:
+    """The Hub's word for a number of rows.
+
+    >>> [size_category(n) for n in (999, 1000, 20_000, 3_000_000)]
+    ['n<1K', '1K<n<10K', '10K<n<100K', '1M<n<10M']
+    """
+    steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B"]
+    place = sum(num_rows >= 1000 * 10**power for power in range(len(steps)))
+    return "n<1K" if place == 0 else "n>1B" if place == len(steps) else f"{steps[place - 1]}<n<{steps[place]}"
+
+
+def features_of(record: type) -> list[dict[str, Any]]:
+    """The columns of a record type as the Hub's YAML says them, so that a column of nulls has its type all the same.
+
+    >>> from tt_reasoning.types import Verdict
+    >>> features_of(Verdict)[2]
+    {'name': 'correct', 'dtype': 'bool'}
+    """
+    return [{"name": name} | _feature(hint) for name, hint in typing.get_type_hints(record).items()]
+
+
+def _feature(hint: Any) -> dict[str, Any]:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return {"struct": features_of(typing.cast(type, hint))}
+    if origin is tuple:
+        inner = _feature(typing.get_args(hint)[0])
+        return {"list": inner.get("dtype") or inner["struct"]}
+    if origin is typing.Literal:
+        return _feature(type(typing.get_args(hint)[0]))
+    if origin in (types.UnionType, typing.Union):
+        return _feature(next(arg for arg in typing.get_args(hint) if arg is not type(None)))
+    return {"dtype": {str: "string", int: "int64", float: "float64", bool: "bool"}[hint]}
+
+
+def _model_index(subject: Subject) -> list[dict[str, Any]]:
+    """What the aggregator reached, as the Hub's leaderboards read it."""
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"type": _hub_name(report.dataset), "name": report.dataset, "split": report.split},
+            "metrics": [
+                {
+                    "type": "accuracy",
+                    "name": f"accuracy, {report.num_answers} answers read",
+                    "value": round(100 * result.value, 1),
+                }
+            ],
+        }
+        for report in subject.reports.values()
+        for result in report.results
+        if result.method == AGGREGATOR
+    ]
+    return [{"name": subject.repo.partition("/")[2], "results": results}] if results else []
+
+
+def _hub_name(source: str) -> str:
+    return (SOURCES[source].hub if source in SOURCES else None) or source
+
+
+def _use(subject: Subject) -> str:
+    if subject.kind == "adapter":
+        base = subject.base_model or "BASE"
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{subject.repo}")'
+        )
+    elif subject.is_model:
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{subject.repo}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{subject.repo}")'
+        )
+    elif subject.tables:
+        names = [f', "{table.name}"' if len(subject.tables) > 1 else "" for table in subject.tables]
+        loads = [f'load_dataset("{subject.repo}"{name})' for name in names]
+        code = "from datasets import load_dataset\n\n" + "\n".join(loads)
+    else:
+        return ""
+    lines = f"## Use\n\n```python\n{code}\n```"
+    if subject.prompt:
+        lines += (
+            f"\n\nIt was trained on the prompt `{subject.prompt}` of tt-reasoning and reads texts of that form: "
+            f"`python tools/evaluate.py --answers ANSWERS --aggregator {subject.repo} --prompt {subject.prompt} "
+            "--num-answers 4 --out RESULTS`."
+        )
+    if subject.kind == "answer sets":
+        lines += (
+            f"\n\nTo train on it: `tune run grpo_ssa_distributed --config CONFIG dataset.source=hub:{subject.repo}`."
+            "\n\n"
+            + format_table([
+                ["column", "what it holds"],
+                ["question", "the text that the aggregator reads: the question and its proposed answers"],
+                ["answer", "the gold answer of the benchmark"],
+                ["id, problem_id", "of the set; of the problem (the same words have the same id)"],
+                ["source, split", "the benchmark that the problem is from, and its split there"],
+                ["num_answers", "how many answers the text holds"],
+            ], markdown=True)
+        )  # fmt: skip
+    return lines
+
+
+def _how_made(subject: Subject) -> str:
+    lines = []
+    if subject.manifest:
+        tool, arguments = subject.manifest.get("tool"), subject.manifest.get("arguments", {})
+        lines.append(f"By `{tool}` of tt-reasoning, with:\n\n```json\n{json.dumps(arguments, indent=2)}\n```")
+    if subject.samplings:
+        named = [dataclasses.asdict(sampling) for sampling in subject.samplings]
+        same = {key: value for key, value in named[0].items() if all(row[key] == value for row in named)}
+        rows = [["sampling", "value"], *([key, _plain(value)] for key, value in same.items() if value is not None)]
+        rows += [[key, ", ".join(sorted({_plain(row[key]) for row in named}))] for key in named[0] if key not in same]
+        lines.append("The answers were sampled with:\n\n" + format_table(rows, markdown=True))
+    if subject.manifest and (versions := subject.manifest.get("versions")):
+        lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+    return "## How it was made\n\n" + "\n\n".join(lines) if lines else ""
+
+
+def _plain(value: Any) -> str:
+    text = scrub_paths(value) if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _content(subject: Subject) -> str:
+    lines = [f"- {fact}" for fact in subject.facts]
+    rows = list(_flat(subject.stats or {}))
+    if rows:
+        lines += ["", format_table([["statistic", "value"], *rows], markdown=True)]
+    return "## Content\n\n" + "\n".join(lines).strip("\n") if lines else ""
+
+
+def _flat(stats: Mapping[str, Any], before: str = "") -> Iterable[list[str]]:
+    for name, value in stats.items():
+        label = f"{before}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            if len(value) <= _MOST_ROWS and not all(key.isdigit() for key in value):
+                yield from _flat(value, f"{label}: ")
+        elif isinstance(value, (int, float, str)):
+            yield [_plain(label), f"{value:.4g}" if isinstance(value, float) else _plain(value)]
+
+
+def _evaluation(subject: Subject) -> str:
+    if not subject.reports:
+        return ""
+    rows = [["run", "answers of", "benchmark", "k", "method", "accuracy %", "95 % interval", "problems"]]
+    for name, report in subject.reports.items():
+        for result in report.results:
+            rows.append([
+                _plain(name), _plain(report.model), f"{report.dataset}/{report.split}", str(report.num_answers),
+                result.method, percent(result.value), interval(result), str(result.num_problems),
+            ])  # fmt: skip
+    return (
+        "## Evaluation\n\n"
+        + format_table(rows, markdown=True)
+        + "\n\nIntervals are bootstrapped over problems. In a run all methods are measured on the same problems; "
+        "those with an answer that could not be judged are left out."
+    )
+
+
+def _whose(subject: Subject) -> str:
+    if not subject.sources:
+        return ""
+    rows = [["benchmark", "split", "problems", "licence", "from"]]
+    for (source, split), count in sorted(subject.sources.items()):
+        known = SOURCES.get(source)
+        rows.append([
+            source, split, f"{count:,}" if count else "-", known.license if known else "unknown",
+            "tt-reasoning" if known and known.hub is None else _hub_name(source),
+        ])  # fmt: skip
+    return (
+        "## Sources and licences\n\n" + format_table(rows, markdown=True) + "\n\nQuestions and gold answers are the "
+        "benchmarks' own and stay under their licences; cite their authors."
+    )
+
+
+def _limits(subject: Subject) -> str:
+    limits = ["For research on reasoning with several sampled answers."]
+    if subject.is_model:
+        limits += ["What it writes can be wrong and sound right; nothing is known of it but what stands here."]
+        if subject.prompt:
+            limits += ["It reads several answers and writes one; it is no chat model, and no better than its answers."]
+    else:
+        limits += ["Answers are a model's: wrong ones are in it and meant to be, and they carry that model's biases."]
+        limits += ["Gold answers come from the benchmarks, errors included; verdicts are a program's."]
+        tests = sorted({f"{source}/{split}" for source, split in subject.sources if split == "test"})
+        if tests:
+            limits += [f"It holds test problems ({', '.join(tests)}): do not train on it what is measured on them."]
+    return "## Intended use and limits\n\n" + "\n".join(f"- {limit}" for limit in limits)

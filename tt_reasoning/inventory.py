@@ -1,0 +1,435 @@
+"""What a folder holds that can be published: its kind, its tables, and all that its card can say about it.
+
+Folders of this project say much themselves: the manifest what made them, the records which benchmarks they are from
+and how answers were sampled, ``stats.json`` and ``results.json`` the rest. Answer sets without a Parquet file get
+one here, which ``datasets.load_dataset`` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from tt_reasoning import store
+from tt_reasoning.answer_sets import VERDICTS
+from tt_reasoning.cards import Subject, Table
+from tt_reasoning.errors import UserError
+from tt_reasoning.evaluation import RESULTS, Report, percent, read_report
+from tt_reasoning.generation import ANSWERS, PROBLEMS, USAGE
+from tt_reasoning.privacy import scrub_json, scrub_paths
+from tt_reasoning.prompts import answer_set_text
+from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
+
+Kind = Literal["answer sets", "answers", "results", "model", "adapter", "dataset"]
+Content = Path | bytes  # of a file to publish: a file here, or what is to stand in its place
+
+SETS, STATS = "sets.jsonl", "stats.json"
+_OF_TOOL: dict[str, tuple[Kind, tuple[str, ...]]] = {  # what a tool's folder is, and what a finished one holds
+    "concat_answers": ("answer sets", (STATS,)),
+    "generate_answers": ("answers", (PROBLEMS, ANSWERS)),
+    "evaluate": ("results", (RESULTS,)),
+}
+_DATA = (".parquet", ".jsonl", ".csv", ".json", ".arrow", ".txt")
+_NOT_DATA = (store.MANIFEST, STATS, RESULTS, USAGE, "dataset_info.json", "state.json", "source.json")
+_MOST_NAMES = 6  # of files in a sentence
+_SSA = "(SSA, [arXiv 2506.09014](https://arxiv.org/abs/2506.09014))"
+
+
+def recognise(folder: Path) -> Kind:
+    """What a folder holds. Raises UserError when that is nothing to publish, or unfinished."""
+    if not folder.is_dir():
+        raise UserError(f"--folder {folder}: no such folder" if not folder.exists() else f"--folder {folder}: a file")
+    manifest = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else {}
+    tool = manifest.get("tool")
+    if tool in _OF_TOOL:
+        kind, wanted = _OF_TOOL[tool]
+        if missing := [name for name in wanted if not (folder / name).exists()]:
+            raise UserError(f"{folder} is not finished: no {missing[0]}; run {tool} again to finish it")
+        return kind
+    config, adapter = folder / "config.json", folder / "adapter_config.json"
+    weights = any(folder.glob("*.safetensors"))
+    if weights and (config.exists() or adapter.exists()):
+        return "model" if config.exists() else "adapter"
+    if config.exists() or adapter.exists():
+        raise UserError(f"{folder} has a model's config but no *.safetensors: weights as pickles are not published")
+    steps = sorted(folder.glob("step_*"), key=lambda path: (len(path.name), path.name))
+    if steps:
+        raise UserError(f"{folder} holds several checkpoints; name one: --folder {steps[-1]}")
+    if any(path.suffix in _DATA and path.name not in _NOT_DATA for path in folder.rglob("[!.]*") if path.is_file()):
+        return "dataset"
+    raise UserError(
+        f"{folder} holds nothing to publish: name a folder of generate_answers, concat_answers or evaluate, "
+        "a checkpoint (step_N), or a folder with safetensors or data files"
+    )
+
+
+def name_kind(kind: Kind) -> str:
+    """What a folder of that kind holds, in a sentence.
+
+    >>> name_kind("model"), name_kind("answer sets")
+    ('a model', 'answer sets')
+    """
+    return {"model": "a model", "adapter": "an adapter", "dataset": "data"}.get(kind, kind)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise UserError for a model or adapter whose files are damaged or not all there."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = set(folder.rglob("*.safetensors"))
+    for config in [*folder.glob("*config.json"), *folder.glob("*.safetensors.index.json")]:
+        parts = read_json(config).get("weight_map", {})
+        wanted |= {folder / name for name in parts.values()}
+    for path in sorted(wanted):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: missing or damaged: {error}; save or fetch the model again") from None
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises UserError when it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: no text in UTF-8") from None
+
+
+@dataclass
+class _Tally:
+    """What is counted while records pass by."""
+
+    num_rows: int = 0
+    sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # problems, by benchmark and split
+    samplings: Counter[Sampling] = field(default_factory=Counter)  # answers
+    sizes: Counter[int] = field(default_factory=Counter)  # sets, by their number of answers
+
+
+def describe(
+    folder: Path,
+    kind: Kind,
+    contents: dict[str, Content],
+    work: Path,
+    *,
+    repo: str,
+    base_model: str | None = None,
+    results: Sequence[Path] = (),
+) -> Subject:
+    """All that the card will say but the licence. Adds the Parquet files of answer sets to ``contents``.
+
+    Args:
+        contents: what is published, by path.
+        work: an empty folder for what has to be written.
+        results: folders of ``evaluate`` whose numbers the card shows.
+
+    Raises:
+        UserError: a malformed or cut-off file, or one that does not fit the others.
+    """
+    known: dict[str, Any] = {"repo": repo, "kind": kind, "base_model": base_model}
+    reports: dict[str, Report] = {}
+    if (folder / store.MANIFEST).exists():
+        known["manifest"] = json.loads(scrub_json(json.dumps(store.read_manifest(folder))))
+    if (folder / STATS).exists():
+        known["stats"] = read_json(folder / STATS)
+    if kind == "answer sets":
+        known |= _describe_sets(folder, contents, work)
+    elif kind == "answers":
+        known |= _describe_answers(folder, contents)
+    elif kind == "results":
+        report = read_report(folder / RESULTS)
+        reports[folder.resolve().name] = report
+        known |= _describe_results(contents, report)
+    elif kind == "dataset":
+        known |= _describe_dataset(contents, known.get("manifest"))
+    else:
+        known |= _describe_model(folder, kind, base_model)
+    return Subject(**known, reports=reports | _read_reports(results))
+
+
+def read_json(path: Path) -> Any:
+    """A file's JSON. Raises UserError when it is none."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def _read_reports(folders: Sequence[Path]) -> dict[str, Report]:
+    reports = {}
+    for folder in folders:
+        found = sorted(folder.rglob(RESULTS)) if folder.is_dir() else []
+        if not found:
+            raise UserError(f"--results {folder} holds no {RESULTS}; tools/evaluate.py --out makes one")
+        reports |= {path.parent.resolve().name: read_report(path) for path in found}
+    return reports
+
+
+def _describe_sets(folder: Path, contents: dict[str, Content], work: Path) -> dict[str, Any]:
+    tally = _Tally()
+    sets = _tallied(_read_whole(folder / SETS, AnswerSet), tally)
+    parquet = {path: source for path, source in contents.items() if path.endswith(".parquet")}
+    if not parquet:
+        files = {}
+        for split, path in write_parquet(sets, work / "data").items():
+            files[split] = f"data/{path.name}"
+            contents[files[split]] = path
+    else:
+        for _ in sets:
+            pass
+        rows = _Tally()
+        files = _read_parquet(parquet, rows)
+        if SETS in contents and rows.num_rows != tally.num_rows:
+            raise UserError(
+                f"{folder}: {', '.join(parquet)} has {rows.num_rows} rows, {SETS} {tally.num_rows}; "
+                "run concat_answers again"
+            )
+        tally = tally if SETS in contents else rows
+    if not tally.num_rows:
+        raise UserError(f"{folder} holds no answer sets")
+    sizes = sorted(tally.sizes)
+    k = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "several"
+    records = f"`{SETS}`: the same sets with every answer as a record: sampling, tokens, why it ended"
+    return {
+        "what": (
+            f"{tally.num_rows:,} answer sets, to train and evaluate an aggregator. A set is a question with {k} "
+            f"answers that {_models(tally)} sampled to it, in one text; the aggregator reads it and writes one final "
+            f"answer {_SSA}."
+        ),
+        "tables": (Table(name="default", files=files, num_rows=tally.num_rows),),
+        "sources": tally.sources,
+        "samplings": tuple(tally.samplings),
+        "facts": (records,) if SETS in contents else (),
+    }
+
+
+def _tallied(sets: Iterator[AnswerSet], tally: _Tally) -> Iterator[AnswerSet]:
+    for answer_set in tqdm(sets, unit="set", desc="read", disable=None):
+        tally.num_rows += 1
+        tally.sources[answer_set.problem.source, answer_set.problem.split] += 1
+        tally.sizes[len(answer_set.answers)] += 1
+        tally.samplings.update(answer.sampling for answer in answer_set.answers)
+        yield answer_set
+
+
+def _models(tally: _Tally) -> str:
+    return " and ".join(sorted({f"`{scrub_paths(sampling.model)}`" for sampling in tally.samplings})) or "a model"
+
+
+def write_parquet(sets: Iterator[AnswerSet], folder: Path) -> dict[str, Path]:
+    """Answer sets as Parquet, one file for each split of their benchmarks, in flat memory: the columns ``question``
+    (what the aggregator reads), ``answer`` (gold), ``id``, ``problem_id``, ``source``, ``split``, ``num_answers``."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = ("question", "answer", "id", "problem_id", "source", "split")
+    schema = pyarrow.schema([*((name, pyarrow.string()) for name in texts), ("num_answers", pyarrow.int64())])
+    folder.mkdir(parents=True)
+    paths: dict[str, Path] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with ExitStack() as stack:
+        writers: dict[str, pyarrow.parquet.ParquetWriter] = {}
+
+        def flush(split: str) -> None:
+            writers[split].write_table(pyarrow.Table.from_pylist(rows.pop(split), schema=schema))
+
+        for answer_set in sets:
+            problem, answers = answer_set.problem, answer_set.answers
+            split = split_name(problem.split)
+            if split not in writers:
+                paths[split] = folder / f"{split}-00000-of-00001.parquet"
+                writers[split] = stack.enter_context(pyarrow.parquet.ParquetWriter(paths[split], schema))
+            rows.setdefault(split, []).append({
+                "question": answer_set_text(problem.question, [answer.text for answer in answers]),
+                "answer": problem.reference, "id": answer_set.id, "problem_id": problem.id,
+                "source": problem.source, "split": problem.split, "num_answers": len(answers),
+            })  # fmt: skip
+            if len(rows[split]) == 1000:
+                flush(split)
+        for split in list(rows):
+            flush(split)
+    return paths
+
+
+def split_name(split: str) -> str:
+    """A split's name as the Hub takes it: letters, digits, underscores and dots.
+
+    >>> split_name("test"), split_name("dev (small)")
+    ('test', 'dev_small_')
+    """
+    return re.sub(r"[^\w.]+", "_", split) or "train"
+
+
+def _read_parquet(contents: Mapping[str, Content], tally: _Tally) -> dict[str, str]:
+    """Parquet files by split, as their rows or else their names say; rows and, where they say it, sources are counted.
+
+    Raises:
+        UserError: a damaged file, or two of one split.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    files: dict[str, str] = {}
+    for path, source in contents.items():
+        try:
+            table = pyarrow.parquet.ParquetFile(source)
+            tally.num_rows += table.metadata.num_rows
+            columns = [name for name in ("source", "split", "num_answers") if name in table.schema_arrow.names]
+            splits = set()
+            for row in (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist() if columns):
+                splits.add(row.get("split"))
+                if {"source", "split"} <= row.keys():
+                    tally.sources[row["source"], row["split"]] += 1
+                if "num_answers" in row:
+                    tally.sizes[row["num_answers"]] += 1
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path}: not a whole Parquet file: {error}") from None
+        named = re.match(r"(train|validation|valid|dev|test)\b", Path(path).name)
+        split = splits.pop() if len(splits) == 1 and None not in splits else None
+        split = split_name(str(split or (named[1] if named else "train")))
+        if split in files:
+            raise UserError(f"{path} and {files[split]} are both of split {split}; join them, or name their splits")
+        files[split] = path
+    return files
+
+
+def _describe_answers(folder: Path, contents: dict[str, Content]) -> dict[str, Any]:
+    tally = _Tally()
+    tally.sources.update((problem.source, problem.split) for problem in _read_whole(folder / PROBLEMS, Problem))
+    cut = 0
+    for answer in tqdm(_read_whole(folder / ANSWERS, Answer), unit="answer", desc="read", disable=None):
+        tally.samplings[answer.sampling] += 1
+        cut += answer.finish_reason == "length"
+    num_problems, num_answers = tally.sources.total(), tally.samplings.total()
+    if not num_answers:
+        raise UserError(f"{folder / ANSWERS} holds no answers yet; run generate_answers again")
+    reasons = Counter(verdict.reason for verdict in _read_whole(folder / VERDICTS, Verdict))
+    facts = [f"{percent(cut / num_answers)} % of the answers were cut at the token limit"]
+    tables = [("answers", ANSWERS, num_answers, Answer), ("problems", PROBLEMS, num_problems, Problem)]
+    if reasons:
+        tables.append(("verdicts", VERDICTS, reasons.total(), Verdict))
+        judged = reasons["match"] + reasons["mismatch"] + reasons["no_answer"]
+        facts.append("verdicts: " + ", ".join(f"{name} {count:,}" for name, count in reasons.most_common()))
+        facts.append(f"{percent(reasons['match'] / max(1, judged))} % of the answers that could be judged are correct")
+    if reasons.total() < num_answers:
+        facts.append(f"{num_answers - reasons.total():,} answers have no verdict")
+    split = split_name(next(iter(tally.sources))[1]) if len(tally.sources) == 1 else "train"
+    return {
+        "what": (
+            f"{num_answers:,} answers that {_models(tally)} sampled to {num_problems:,} problems"
+            + (", each with the verdict of a grader" if reasons else "")
+            + ". Answers, problems and verdicts are records that join on their ids."
+        ),
+        "tables": tuple(
+            Table(name=name, files={split: path}, num_rows=count, record=record)
+            for name, path, count, record in tables
+            if path in contents
+        ),
+        "sources": tally.sources,
+        "samplings": tuple(tally.samplings),
+        "facts": tuple(facts),
+    }
+
+
+def _read_whole(path: Path, record: type) -> Iterator[Any]:
+    """The records of a file that no run is in the middle of. Raises UserError for a last line cut off by a kill."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                raise UserError(f"{path}: its last line is cut off; run the tool that writes it again")
+    yield from store.read_records(path, record)
+
+
+def _describe_results(contents: dict[str, Content], report: Report) -> dict[str, Any]:
+    reader = f", and the answers of the aggregator `{scrub_paths(report.aggregator)}`" if report.aggregator else ""
+    tables = []
+    for name, path, record in (
+        ("aggregated", "aggregated.jsonl", Answer),
+        ("verdicts", "aggregated_verdicts.jsonl", Verdict),
+    ):
+        if path in contents:
+            count = sum(1 for _ in store.read_rows(contents[path]))  # type: ignore[arg-type]
+            tables.append(Table(name=name, files={split_name(report.split): path}, num_rows=count, record=record))
+    sources = {(source, report.split): 0 for source in report.dataset.split("+")}
+    return {
+        "what": (
+            f"An evaluation of {report.num_answers} answers a problem, sampled by `{scrub_paths(report.model)}`, on "
+            f"{report.num_problems:,} problems of {report.dataset} ({report.split}): votes{reader}."
+        ),
+        "tables": tuple(tables),
+        "sources": sources,
+        "facts": (f"`{RESULTS}`: every number below, with counts, tokens and versions",),
+    }
+
+
+def _describe_dataset(contents: dict[str, Content], manifest: dict[str, Any] | None) -> dict[str, Any]:
+    """Data files of another form: Parquet, else JSON lines, one split a file; others load_dataset finds by itself."""
+    data = [path for path in contents if Path(path).suffix in _DATA and path not in _NOT_DATA]
+    parquet = {path: contents[path] for path in data if path.endswith(".parquet")}
+    lines = {path: contents[path] for path in data if path.endswith(".jsonl")}
+    made = f", made by `{manifest.get('tool')}` of tt-reasoning" if manifest else ""
+    more = "" if len(data) <= _MOST_NAMES else f" and {len(data) - _MOST_NAMES} more files"
+    tally, files = _Tally(), {}
+    if parquet:
+        files = _read_parquet(parquet, tally)
+    elif lines:
+        files = {split_name(Path(path).stem): path for path in lines}
+        for source in lines.values():
+            with source.open("rb") as file:  # type: ignore[union-attr]
+                tally.num_rows += sum(1 for line in file if line.strip())
+    return {
+        "what": f"Data{made}: {', '.join(f'`{path}`' for path in data[:_MOST_NAMES])}{more}.",
+        "tables": (Table(name="default", files=files, num_rows=tally.num_rows),) if files else (),
+        "sources": tally.sources,
+    }
+
+
+def _describe_model(folder: Path, kind: Kind, base_model: str | None) -> dict[str, Any]:
+    config = read_json(folder / ("config.json" if kind == "model" else "adapter_config.json"))
+    card = read_json(folder / "aggregator.json") if (folder / "aggregator.json").exists() else {}
+    base = f", trained from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
+    facts = [_count_parameters(folder)]
+    if kind == "model":
+        facts.insert(0, f"architecture: {', '.join(config.get('architectures', ['unknown']))}")
+    else:
+        facts.insert(0, f"LoRA of rank {config.get('r')}, alpha {config.get('lora_alpha')}")
+    if card:
+        facts.append(f"recipe: `{card.get('recipe')}`, step {card.get('step')}")
+    if (folder / "adapter").is_dir():
+        facts.append("`adapter/`: the LoRA adapter alone, as PEFT loads it; the weights here have it merged in")
+    if card:
+        what = (
+            f"An aggregator{base}: it reads a question with several proposed answers and writes one final answer "
+            f"{_SSA}."
+        )
+    else:
+        what = f"{'A language model' if kind == 'model' else 'A LoRA adapter'}{base}."
+    return {"what": what, "facts": tuple(facts), "prompt": card.get("prompt")}
+
+
+def _count_parameters(folder: Path) -> str:
+    from safetensors import safe_open
+
+    count, dtypes = 0, set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                tensor = tensors.get_slice(name)
+                size = 1
+                for length in tensor.get_shape():
+                    size *= length
+                count += size
+                dtypes.add(tensor.get_dtype())
+    return f"{count:,} parameters in {', '.join(sorted(dtypes))}"
+
+
