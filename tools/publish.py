@@ -44,15 +44,7 @@ class Arguments:
 
 def main(args: Arguments) -> str:
     with tempfile.TemporaryDirectory(prefix="tt-reasoning-publish-") as work:
-        plan = plan_publication(
-            args.folder,
-            Path(work),
-            repo=args.repo,
-            repo_type=args.type,
-            license=args.license,
-            base_model=args.base_model,
-            results=args.results,
-        )
+        plan = make_plan(args, Path(work))
         print(describe(plan, args))
         if not args.upload:
             return f"nothing was sent; to publish: the same command with --upload{_question(plan)}"
@@ -67,6 +59,18 @@ def main(args: Arguments) -> str:
             may_replace_card=plan.may_replace,
         )
     return summarise(uploaded, plan)
+
+
+def make_plan(args: Arguments, work: Path) -> Publication:
+    """What would be published; a disk that is full or a file that cannot be read is a mistake to mend."""
+    try:
+        return plan_publication(
+            args.folder, work, repo=args.repo, repo_type=args.type, license=args.license, base_model=args.base_model,
+            results=args.results,
+        )  # fmt: skip
+    except OSError as error:
+        where = f"{error.filename or args.folder}: {error.strerror or error}"
+        raise UserError(f"{where} (what is written meanwhile goes to {work.parent}; TMPDIR names another disk)") from None
 
 
 def describe(plan: Publication, args: Arguments) -> str:

@@ -320,8 +320,10 @@ def _use(subject: Subject) -> str:
             "--num-answers 4 --out RESULTS`."
         )
     if subject.kind == "answer sets":
+        if "train" in subject.tables[0].files:
+            lines += "\n\nTo train an aggregator on the split `train`: "
+            lines += f"`tune run grpo_ssa_distributed --config CONFIG dataset.source=hub:{subject.repo}`."
         lines += (
-            f"\n\nTo train on it: `tune run grpo_ssa_distributed --config CONFIG dataset.source=hub:{subject.repo}`."
             "\n\n"
             + format_table([
                 ["column", "what it holds"],

@@ -180,4 +180,4 @@ def scrub_json(text: str, *, only: str | None = None) -> str:
 def _scrub_literal(literal: str) -> str:
     value = json.loads(literal, strict=False)
     scrubbed = scrub_paths(value)
-    return literal if scrubbed == value else json.dumps(scrubbed, ensure_ascii=False)
+    return literal if scrubbed == value else json.dumps(scrubbed, ensure_ascii="\\u" in literal)

@@ -142,6 +142,9 @@ import json, sys
 import datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 datasets.disable_progress_bars()
+from huggingface_hub import snapshot_download
+from tt_reasoning.datasets.rl import ssa_dataset
+from tt_reasoning.models.tokenizer import ChatTokenizer
 sets = datasets.load_dataset("user/sets")
 found = {"sets": {split: rows.to_list() for split, rows in sets.items()}}
 for name in ("answers", "problems", "verdicts"):
@@ -150,6 +153,8 @@ tokenizer = AutoTokenizer.from_pretrained("user/step")
 model = AutoModelForCausalLM.from_pretrained("user/step")
 found["text"] = tokenizer.decode(tokenizer("2 + 2 = é")["input_ids"])
 found["embedding"] = model.get_input_embeddings().weight[7].tolist()
+chat = ChatTokenizer(snapshot_download("user/step"))
+found["references"] = [example.reference for example in ssa_dataset(chat, "hub:user/sets").examples]
 print(json.dumps(found))
 """
 
@@ -164,7 +169,7 @@ def test_what_is_published_loads_from_the_hub_as_it_was(hub: HubDouble, tmp_path
     publish(make_checkpoint(step), "user/step", license="apache-2.0", base_model="user/start")
     assert all(repo.private for repo in hub.repos.values())
 
-    environment = os.environ | hub.environment(tmp_path / "hf")
+    environment = os.environ | hub.environment(tmp_path / "hf") | {"PYTHONPATH": str(TOOL.parents[1])}
     read = subprocess.run([sys.executable, "-c", READ_BACK], env=environment, capture_output=True, text=True)
     assert read.returncode == 0, read.stderr
     found = json.loads(read.stdout)
@@ -180,6 +185,7 @@ def test_what_is_published_loads_from_the_hub_as_it_was(hub: HubDouble, tmp_path
     assert found["sets"] == expected
     for name in ("answers", "problems", "verdicts"):
         assert found[name] == list(store.read_rows(answers / f"{name}.jsonl"))
+    assert found["references"] == [row["answer"] for row in expected["train"]]  # what GRPO trains on
     assert found["text"] == "2 + 2 = é"
     weights = load_file(step / "model.safetensors")["model.embed_tokens.weight"]
     assert found["embedding"] == weights[7].tolist()
