@@ -10,7 +10,13 @@ Example: python tools/publish.py --folder sets/demo --repo user/demo-sets
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,15 +56,16 @@ def main(args: Arguments) -> str:
             return f"nothing was sent; to publish: the same command with --upload{_question(plan)}"
         if plan.license_asked:
             raise UserError(f"{plan.license_asked}; say one with --license, such as --license cc-by-4.0 or other")
-        uploaded = upload_files(
-            plan.repo,
-            plan.repo_type,
-            plan.files,
-            private=not args.public,
-            message=f"Publish {plan.kind} with tt-reasoning",
-            may_replace_card=plan.may_replace,
-        )
-    return summarise(uploaded, plan)
+        with stop_at_once(Path(work)):
+            uploaded = upload_files(
+                plan.repo,
+                plan.repo_type,
+                plan.files,
+                private=not args.public,
+                message=f"Publish {plan.kind} with tt-reasoning",
+                may_replace_card=plan.may_replace,
+            )
+    return summarise(uploaded)
 
 
 def make_plan(args: Arguments, work: Path) -> Publication:
@@ -70,7 +77,23 @@ def make_plan(args: Arguments, work: Path) -> Publication:
         )  # fmt: skip
     except OSError as error:
         where = f"{error.filename or args.folder}: {error.strerror or error}"
-        raise UserError(f"{where} (what is written meanwhile goes to {work.parent}; TMPDIR names another disk)") from None
+        raise UserError(f"{where} (temporary files go to {work.parent}; TMPDIR names another place)") from None
+
+
+@contextlib.contextmanager
+def stop_at_once(work: Path) -> Iterator[None]:
+    """Ctrl-C ends the program in the block: by itself the client waits for all that is in flight, however large."""
+
+    def stop(*_: object) -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def describe(plan: Publication, args: Arguments) -> str:
@@ -95,7 +118,7 @@ def _question(plan: Publication) -> str:
     return f" and --license ID, as {plan.license_asked}" if plan.license_asked else ""
 
 
-def summarise(uploaded: Uploaded, plan: Publication) -> str:
+def summarise(uploaded: Uploaded) -> str:
     """What was sent, and where it is."""
     sent = f"{len(uploaded.sent)} files sent" if uploaded.sent else "nothing to send"
     words = [f"{sent}, {len(uploaded.unchanged)} were there"]

@@ -416,10 +416,10 @@ def _limits(subject: Subject) -> str:
         limits += ["What it writes can be wrong and sound right; nothing is known of it but what stands here."]
         if subject.prompt:
             limits += ["It reads several answers and writes one; it is no chat model, and no better than its answers."]
-    else:
+    elif subject.kind != "dataset":
         limits += ["Answers are a model's: wrong ones are in it and meant to be, and they carry that model's biases."]
         limits += ["Gold answers come from the benchmarks, errors included; verdicts are a program's."]
-        tests = sorted({f"{source}/{split}" for source, split in subject.sources if split == "test"})
-        if tests:
-            limits += [f"It holds test problems ({', '.join(tests)}): do not train on it what is measured on them."]
+    tests = sorted({f"{source}/{split}" for source, split in subject.sources if split == "test"})
+    if tests:
+        limits += [f"It holds test problems ({', '.join(tests)}): do not train on it what is measured on them."]
     return "## Intended use and limits\n\n" + "\n".join(f"- {limit}" for limit in limits)

@@ -40,6 +40,7 @@ _OF_TOOL: dict[str, tuple[Kind, tuple[str, ...]]] = {  # what a tool's folder is
 }
 _DATA = (".parquet", ".jsonl", ".csv", ".json", ".arrow", ".txt")
 _NOT_DATA = (store.MANIFEST, STATS, RESULTS, USAGE, "dataset_info.json", "state.json", "source.json")
+_SPLITS = ("train", "validation", "valid", "dev", "test")
 _MOST_NAMES = 6  # of files in a sentence
 _SSA = "(SSA, [arXiv 2506.09014](https://arxiv.org/abs/2506.09014))"
 
@@ -293,7 +294,7 @@ def _read_parquet(contents: Mapping[str, Content], tally: _Tally) -> dict[str, s
                     tally.sizes[row["num_answers"]] += 1
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise UserError(f"{path}: not a whole Parquet file: {error}") from None
-        named = re.match(r"(train|validation|valid|dev|test)\b", Path(path).name)
+        named = re.match(rf"({'|'.join(_SPLITS)})\b", Path(path).name)
         split = splits.pop() if len(splits) == 1 and None not in splits else None
         split = split_name(str(split or (named[1] if named else "train")))
         if split in files:
@@ -373,25 +374,36 @@ def _describe_results(contents: dict[str, Content], report: Report) -> dict[str,
 
 
 def _describe_dataset(contents: dict[str, Content], manifest: dict[str, Any] | None) -> dict[str, Any]:
-    """Data files of another form: Parquet, else JSON lines, one split a file; others load_dataset finds by itself."""
+    """Data files of another form: Parquet, else JSON lines; others ``load_dataset`` finds by itself."""
     data = [path for path in contents if Path(path).suffix in _DATA and path not in _NOT_DATA]
     parquet = {path: contents[path] for path in data if path.endswith(".parquet")}
-    lines = {path: contents[path] for path in data if path.endswith(".jsonl")}
     made = f", made by `{manifest.get('tool')}` of tt-reasoning" if manifest else ""
     more = "" if len(data) <= _MOST_NAMES else f" and {len(data) - _MOST_NAMES} more files"
-    tally, files = _Tally(), {}
+    tally = _Tally()
     if parquet:
         files = _read_parquet(parquet, tally)
-    elif lines:
-        files = {split_name(Path(path).stem): path for path in lines}
-        for source in lines.values():
-            with source.open("rb") as file:  # type: ignore[union-attr]
-                tally.num_rows += sum(1 for line in file if line.strip())
+        tables = [Table(name="default", files=files, num_rows=tally.num_rows)]
+    else:
+        tables = _tables_of_lines([path for path in data if path.endswith(".jsonl")], contents)
     return {
         "what": f"Data{made}: {', '.join(f'`{path}`' for path in data[:_MOST_NAMES])}{more}.",
-        "tables": (Table(name="default", files=files, num_rows=tally.num_rows),) if files else (),
+        "tables": tuple(tables),
         "sources": tally.sources,
     }
+
+
+def _tables_of_lines(paths: Sequence[str], contents: Mapping[str, Content]) -> list[Table]:
+    """One table of all files where each is named after a split; else one a file, as their columns may differ."""
+    counts = {}
+    for path in paths:
+        with contents[path].open("rb") as file:  # type: ignore[union-attr]
+            counts[path] = sum(1 for line in file if line.strip())
+    stems = {path: split_name(Path(path).stem) for path in paths}
+    if paths and set(stems.values()) <= set(_SPLITS) and len(set(stems.values())) == len(paths):
+        files = {stems[path]: path for path in paths}
+        return [Table(name="default", files=files, num_rows=sum(counts.values()))]
+    names = {path: split_name(str(Path(path).with_suffix(""))) for path in paths}
+    return [Table(name=names[path], files={"train": path}, num_rows=counts[path]) for path in paths]
 
 
 def _describe_model(folder: Path, kind: Kind, base_model: str | None) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def clean_file(path: str, source: Path, work: Path, base_model: str | None = Non
     if source.suffix != ".json" or source.stat().st_size > _MAX_JSON:
         return source
     text = read_text(source)
-    cleaned = scrub_json(text, only=None if path in _RUN_FILES else "configs")
+    cleaned = scrub_json(text, only=None if source.name in _RUN_FILES else "configs")
     if source.name == "adapter_config.json" and base_model:
         cleaned = json.dumps(json.loads(cleaned) | {"base_model_name_or_path": base_model}, indent=2) + "\n"
     return source if cleaned == text else cleaned.encode()
@@ -241,7 +241,7 @@ def _clean_records(source: Path, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         lines.seek(0)
         with target.open("wb") as file:
-            for line in lines:
+            for line in tqdm(lines, unit="line", desc=f"clean {source.name}", disable=None):
                 if _LOCAL_MODEL.search(line):
                     line = scrub_json(line.decode(), only="records").encode()
                 file.write(line)
@@ -265,8 +265,8 @@ def _inspect(contents: dict[str, Content], folder: Path) -> tuple[tuple[HubFile,
             files.append(file)
             places = [secret.line for secret in found if secret.kind == _HOME]
             if places:
-                more = f" and {len(places) - 1} more lines" if len(places) > 1 else ""
-                remarks.append(f"{path}:{places[0]}{more} names your home folder")
+                more = f", and {len(places) - 1} more times" if len(places) > 1 else ""
+                remarks.append(f"your home folder is named in {path}:{places[0]}{more}")
             secrets += [f"{path}:{secret.line} ({secret.kind})" for secret in found if secret.kind != _HOME]
     if secrets:
         more = f" and {len(secrets) - _MOST_PLACES} more" if len(secrets) > _MOST_PLACES else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -118,7 +119,9 @@ def on_disk(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def run_tool(hub: HubDouble, home: Path, *flags: object, **environment: str) -> subprocess.Popen[str]:
+    (home / "tmp").mkdir(exist_ok=True)
     merged = os.environ | hub.environment(home / "hf") | {"PYTHONPATH": str(TOOL.parents[1])} | environment
+    merged["TMPDIR"] = str(home / "tmp")
     command = [sys.executable, str(TOOL), *map(str, flags)]
     return subprocess.Popen(command, env=merged, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -291,7 +294,8 @@ def test_a_failure_that_passes_is_not_even_noticed(hub: HubDouble, tmp_path: Pat
     assert publish(make_sets(tmp_path / "sets")).startswith("6 files sent, ")
 
 
-def test_a_run_killed_in_the_middle_goes_on(hub: HubDouble, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_killed_in_the_middle_goes_on(hub: HubDouble, tmp_path: Path, how: signal.Signals) -> None:
     folder = make_sets(tmp_path / "sets")
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes(b"\x89PNG" + name.encode() * 4000)
@@ -302,8 +306,12 @@ def test_a_run_killed_in_the_middle_goes_on(hub: HubDouble, tmp_path: Path) -> N
     deadline = time.monotonic() + 60
     while len(hub.objects) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    first.kill()
-    first.communicate()
+    first.send_signal(how)
+    _, err = first.communicate(timeout=30)  # though the Hub still holds one of its files
+    if how == signal.SIGINT:
+        assert first.returncode == 130
+        assert err.splitlines()[-1] == "interrupted; run the same command again to go on"
+        assert list((tmp_path / "tmp").iterdir()) == []
     assert [path for _, path in hub.requests if "/commit/" in path] == []  # half of it is never to be seen
 
     hub.requests.clear()
