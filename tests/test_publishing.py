@@ -365,7 +365,12 @@ def test_answer_sets_become_parquet_of_the_published_columns(tmp_path: Path) -> 
     assert front(planned.card)["configs"] == [
         {"config_name": "default", "data_files": [{"split": "test", "path": path}]}
     ]
+    for column in table.column_names:
+        assert f"\n| {column} " in planned.card
+    (folder / "dataset").mkdir()
+    (folder / "dataset" / "dataset_info.json").write_text("{}")
     again = plan(folder, tmp_path)
+    assert again.left_out["dataset/"] == "for load_from_disk; the same sets are published as Parquet"
     assert [(f.path, f.sha256) for f in again.files] == [(f.path, f.sha256) for f in planned.files]
 
 

@@ -48,16 +48,31 @@ BASE_LICENSES: dict[str, dict[str, str]] = {  # of the models that tools/get_mod
     },
 }
 
+COLUMNS = {  # of answer sets
+    "question": "the text that the aggregator reads: the question and its proposed answers",
+    "answer": "the gold answer of the benchmark",
+    "id": "of the set",
+    "problem_id": "of the question: the same words have the same id in every benchmark",
+    "source": "the benchmark",
+    "split": "the problem's split there",
+    "kind": "how answers are compared: math or choice",
+    "num_answers": "how many answers the text holds",
+    "k": "how many answers the text holds",
+    "answer_ids": "of the answers, in the order of the text",
+    "order_seed": "decides that order",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Data files that ``load_dataset(repo, name)`` reads: paths by split, how many rows, and the record they hold
-    (None: the files say it themselves)."""
+    """Data files that ``load_dataset(repo, name)`` reads: paths by split, how many rows, the record they hold (None:
+    the files say it themselves), and the columns that the card explains."""
 
     name: str
     files: Mapping[str, str]
     num_rows: int
     record: type | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,17 +338,8 @@ def _use(subject: Subject) -> str:
         if "train" in subject.tables[0].files:
             lines += "\n\nTo train an aggregator on the split `train`: "
             lines += f"`tune run grpo_ssa_distributed --config CONFIG dataset.source=hub:{subject.repo}`."
-        lines += (
-            "\n\n"
-            + format_table([
-                ["column", "what it holds"],
-                ["question", "the text that the aggregator reads: the question and its proposed answers"],
-                ["answer", "the gold answer of the benchmark"],
-                ["id, problem_id", "of the set; of the problem (the same words have the same id)"],
-                ["source, split", "the benchmark that the problem is from, and its split there"],
-                ["num_answers", "how many answers the text holds"],
-            ], markdown=True)
-        )  # fmt: skip
+        rows = [[column, COLUMNS.get(column, "")] for column in subject.tables[0].columns]
+        lines += "\n\n" + format_table([["column", "what it holds"], *rows], markdown=True)
     return lines
 
 

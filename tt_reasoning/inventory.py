@@ -7,6 +7,7 @@ one here, which ``datasets.load_dataset`` reads.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -33,6 +34,7 @@ Kind = Literal["answer sets", "answers", "results", "model", "adapter", "dataset
 Content = Path | bytes  # of a file to publish: a file here, or what is to stand in its place
 
 SETS, STATS = "sets.jsonl", "stats.json"
+SAVED = "dataset"  # answer sets once more, as datasets saves them to a disk
 _OF_TOOL: dict[str, tuple[Kind, tuple[str, ...]]] = {  # what a tool's folder is, and what a finished one holds
     "concat_answers": ("answer sets", (STATS,)),
     "generate_answers": ("answers", (PROBLEMS, ANSWERS)),
@@ -41,6 +43,7 @@ _OF_TOOL: dict[str, tuple[Kind, tuple[str, ...]]] = {  # what a tool's folder is
 _DATA = (".parquet", ".jsonl", ".csv", ".json", ".arrow", ".txt")
 _NOT_DATA = (store.MANIFEST, STATS, RESULTS, USAGE, "dataset_info.json", "state.json", "source.json")
 _SPLITS = ("train", "validation", "valid", "dev", "test")
+_ROWS_AT_ONCE = 1000
 _MOST_NAMES = 6  # of files in a sentence
 _SSA = "(SSA, [arXiv 2506.09014](https://arxiv.org/abs/2506.09014))"
 
@@ -114,6 +117,7 @@ class _Tally:
     sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # problems, by benchmark and split
     samplings: Counter[Sampling] = field(default_factory=Counter)  # answers
     sizes: Counter[int] = field(default_factory=Counter)  # sets, by their number of answers
+    columns: tuple[str, ...] = ()  # of the last Parquet file
 
 
 def describe(
@@ -179,22 +183,21 @@ def _describe_sets(folder: Path, contents: dict[str, Content], work: Path) -> di
     tally = _Tally()
     sets = _tallied(_read_whole(folder / SETS, AnswerSet), tally)
     parquet = {path: source for path, source in contents.items() if path.endswith(".parquet")}
-    if not parquet:
-        files = {}
-        for split, path in write_parquet(sets, work / "data").items():
-            files[split] = f"data/{path.name}"
-            contents[files[split]] = path
-    else:
+    if parquet:
         for _ in sets:
             pass
-        rows = _Tally()
-        files = _read_parquet(parquet, rows)
-        if SETS in contents and rows.num_rows != tally.num_rows:
-            raise UserError(
-                f"{folder}: {', '.join(parquet)} has {rows.num_rows} rows, {SETS} {tally.num_rows}; "
-                "run concat_answers again"
-            )
-        tally = tally if SETS in contents else rows
+    else:
+        written = write_parquet(sets, work / "data")
+        parquet = {f"data/{path.name}": path for path in written}
+        contents |= parquet
+    rows = _Tally()
+    files = _read_parquet(parquet, rows)
+    if SETS in contents and rows.num_rows != tally.num_rows:
+        names = ", ".join(parquet)
+        raise UserError(
+            f"{folder}: {names} has {rows.num_rows} rows, {SETS} {tally.num_rows}; run concat_answers again"
+        )
+    tally = tally if SETS in contents else rows
     if not tally.num_rows:
         raise UserError(f"{folder} holds no answer sets")
     sizes = sorted(tally.sizes)
@@ -206,7 +209,7 @@ def _describe_sets(folder: Path, contents: dict[str, Content], work: Path) -> di
             f"answers that {_models(tally)} sampled to it, in one text; the aggregator reads it and writes one final "
             f"answer {_SSA}."
         ),
-        "tables": (Table(name="default", files=files, num_rows=tally.num_rows),),
+        "tables": (Table(name="default", files=files, num_rows=tally.num_rows, columns=rows.columns),),
         "sources": tally.sources,
         "samplings": tuple(tally.samplings),
         "facts": (records,) if SETS in contents else (),
@@ -226,7 +229,7 @@ def _models(tally: _Tally) -> str:
     return " and ".join(sorted({f"`{scrub_paths(sampling.model)}`" for sampling in tally.samplings})) or "a model"
 
 
-def write_parquet(sets: Iterator[AnswerSet], folder: Path) -> dict[str, Path]:
+def write_parquet(sets: Iterator[AnswerSet], folder: Path) -> list[Path]:
     """Answer sets as Parquet, one file for each split of their benchmarks, in flat memory: the columns ``question``
     (what the aggregator reads), ``answer`` (gold), ``id``, ``problem_id``, ``source``, ``split``, ``num_answers``."""
     import pyarrow
@@ -236,29 +239,25 @@ def write_parquet(sets: Iterator[AnswerSet], folder: Path) -> dict[str, Path]:
     schema = pyarrow.schema([*((name, pyarrow.string()) for name in texts), ("num_answers", pyarrow.int64())])
     folder.mkdir(parents=True)
     paths: dict[str, Path] = {}
-    rows: dict[str, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
         writers: dict[str, pyarrow.parquet.ParquetWriter] = {}
+        while rows := [_row(answer_set) for answer_set in itertools.islice(sets, _ROWS_AT_ONCE)]:
+            for split in dict.fromkeys(split_name(row["split"]) for row in rows):
+                if split not in writers:
+                    paths[split] = folder / f"{split}-00000-of-00001.parquet"
+                    writers[split] = stack.enter_context(pyarrow.parquet.ParquetWriter(paths[split], schema))
+                of_split = [row for row in rows if split_name(row["split"]) == split]
+                writers[split].write_table(pyarrow.Table.from_pylist(of_split, schema=schema))
+    return list(paths.values())
 
-        def flush(split: str) -> None:
-            writers[split].write_table(pyarrow.Table.from_pylist(rows.pop(split), schema=schema))
 
-        for answer_set in sets:
-            problem, answers = answer_set.problem, answer_set.answers
-            split = split_name(problem.split)
-            if split not in writers:
-                paths[split] = folder / f"{split}-00000-of-00001.parquet"
-                writers[split] = stack.enter_context(pyarrow.parquet.ParquetWriter(paths[split], schema))
-            rows.setdefault(split, []).append({
-                "question": answer_set_text(problem.question, [answer.text for answer in answers]),
-                "answer": problem.reference, "id": answer_set.id, "problem_id": problem.id,
-                "source": problem.source, "split": problem.split, "num_answers": len(answers),
-            })  # fmt: skip
-            if len(rows[split]) == 1000:
-                flush(split)
-        for split in list(rows):
-            flush(split)
-    return paths
+def _row(answer_set: AnswerSet) -> dict[str, Any]:
+    problem, answers = answer_set.problem, answer_set.answers
+    return {
+        "question": answer_set_text(problem.question, [answer.text for answer in answers]),
+        "answer": problem.reference, "id": answer_set.id, "problem_id": problem.id,
+        "source": problem.source, "split": problem.split, "num_answers": len(answers),
+    }  # fmt: skip
 
 
 def split_name(split: str) -> str:
@@ -284,14 +283,14 @@ def _read_parquet(contents: Mapping[str, Content], tally: _Tally) -> dict[str, s
         try:
             table = pyarrow.parquet.ParquetFile(source)
             tally.num_rows += table.metadata.num_rows
-            columns = [name for name in ("source", "split", "num_answers") if name in table.schema_arrow.names]
+            tally.columns = tuple(table.schema_arrow.names)
+            columns = [name for name in ("source", "split", "num_answers", "k") if name in tally.columns]
             splits = set()
             for row in (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist() if columns):
                 splits.add(row.get("split"))
                 if {"source", "split"} <= row.keys():
                     tally.sources[row["source"], row["split"]] += 1
-                if "num_answers" in row:
-                    tally.sizes[row["num_answers"]] += 1
+                tally.sizes.update(row[name] for name in ("num_answers", "k") if name in row)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise UserError(f"{path}: not a whole Parquet file: {error}") from None
         named = re.match(rf"({'|'.join(_SPLITS)})\b", Path(path).name)
