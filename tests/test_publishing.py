@@ -112,6 +112,15 @@ def make_sets(folder: Path, **options: object) -> list[AnswerSet]:
     return sets
 
 
+def make_report(model: str) -> Report:
+    result = Result(method="aggregator", k=4, value=0.625, low=0.5, high=0.75, num_problems=8, answer_tokens=20.0)
+    return Report(
+        answers="answers", model=model, dataset="gsm8k", split="test", num_problems=8, num_samples=4, most_samples=4,
+        num_answers=(2, 4), aggregator="outputs/step_7", prompt="ssa", usc_model=None, results=(result,),
+        differences=(), categories=(), counts={}, settings={"answers": f"{model}/../answers"}, versions={},
+    )  # fmt: skip
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """A plain folder of data, to put other things into."""
@@ -395,12 +404,7 @@ def test_parquet_that_is_there_is_taken_and_has_to_fit(tmp_path: Path) -> None:
 def test_the_card_says_what_how_statistics_whose_and_limits(tmp_path: Path) -> None:
     make_sets(tmp_path / "sets", sources=("gsm8k", "arc"))
     results = tmp_path / "results"
-    result = Result(method="aggregator", value=0.625, low=0.5, high=0.75, num_problems=8)
-    report = Report(
-        answers=f"{tmp_path}/answers", model=f"{tmp_path}/tiny", dataset="gsm8k", split="test", num_problems=8,
-        num_answers=2, aggregator="step_3", prompt="ssa", results=(result,), differences=(), counts={}, tokens={},
-        versions={},
-    )  # fmt: skip
+    report = make_report(f"{tmp_path}/tiny")
     results.mkdir()
     store.write_json(results / "results.json", json.loads(store.dump_record(report)))
     planned = plan(tmp_path / "sets", tmp_path, results=[results])
@@ -416,7 +420,7 @@ def test_the_card_says_what_how_statistics_whose_and_limits(tmp_path: Path) -> N
         '  "num_answers": 2',
         f"Versions: python {store.versions()['python']}, ",
         "| num tokens: mean | 67.25 |",
-        "| results | tiny       | gsm8k/test |  2 | aggregator |       62.5 |  [50.0, 75.0] |        8 |",
+        "| results | tiny       | gsm8k/test |  4 | aggregator |       62.5 |  [50.0, 75.0] |        8 |",
         "| arc       | test  |        3 | CC-BY-SA-4.0 | allenai/ai2_arc |",
         "It holds test problems (arc/test, gsm8k/test): do not train on it",
     ):
@@ -430,11 +434,7 @@ def test_a_checkpoint_is_published_without_its_training_state(tmp_path: Path) ->
     store.write_json(folder / "aggregator.json", {"recipe": "grpo_ssa_distributed", "prompt": "ssa", "step": 7})
     (folder / "training_state.pt").write_bytes(b"PK\x03\x04")
     results = tmp_path / "results"
-    result = Result(method="aggregator", value=0.625, low=0.5, high=0.75, num_problems=8)
-    report = Report(
-        answers="a", model="tiny", dataset="gsm8k", split="test", num_problems=8, num_answers=4, aggregator="step_7",
-        prompt="ssa", results=(result,), differences=(), counts={}, tokens={}, versions={},
-    )  # fmt: skip
+    report = make_report("tiny")
     results.mkdir()
     store.write_json(results / "results.json", json.loads(store.dump_record(report)))
     planned = plan(folder, tmp_path, base_model="Qwen/Qwen2.5-3B", results=[results])
@@ -543,6 +543,22 @@ def test_a_manifest_of_a_folder_inside_is_cleaned_too(rows: Path, tmp_path: Path
     with store.open_run(rows / "run", "evaluate", {"answers": "/home/ada/answers"}):
         store.write_records(rows / "run" / "b.jsonl", [{"a": 1}])
     assert json.loads(content(plan(rows, tmp_path), "run/manifest.json"))["arguments"] == {"answers": "answers"}
+
+
+def test_an_evaluation_is_published_with_what_its_readers_wrote(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    _, answers = make_answers(tmp_path / "answers")
+    with store.open_run(folder, "evaluate", {"answers": f"{tmp_path}/answers"}):
+        store.write_json(folder / "results.json", json.loads(store.dump_record(make_report(f"{tmp_path}/tiny"))))
+    with store.open_run(folder / "aggregator_k4", "evaluate", {"model": f"{tmp_path}/step_7"}):
+        store.write_records(folder / "aggregator_k4" / "answers.jsonl", answers)
+    planned = plan(folder, tmp_path)
+    assert [(config["config_name"], config["data_files"]) for config in front(planned.card)["configs"]] == [
+        ("aggregator_k4", [{"split": "test", "path": "aggregator_k4/answers.jsonl"}])
+    ]
+    assert "An evaluation of 2 and 4 answers a problem, sampled by `tiny`, on 8 problems" in planned.card
+    for file in planned.files:
+        assert str(tmp_path) not in content(planned, file.path).decode(), file.path
 
 
 def test_licences_follow_the_benchmarks() -> None:

@@ -292,7 +292,7 @@ def _model_index(subject: Subject) -> list[dict[str, Any]]:
             "metrics": [
                 {
                     "type": "accuracy",
-                    "name": f"accuracy, {report.num_answers} answers read",
+                    "name": f"accuracy, {result.k} answers read",
                     "value": round(100 * result.value, 1),
                 }
             ],
@@ -389,8 +389,8 @@ def _evaluation(subject: Subject) -> str:
     for name, report in subject.reports.items():
         for result in report.results:
             rows.append([
-                _plain(name), _plain(report.model), f"{report.dataset}/{report.split}", str(report.num_answers),
-                result.method, percent(result.value), interval(result), str(result.num_problems),
+                _plain(name), _plain(report.model), f"{report.dataset}/{report.split}", str(result.k), result.method,
+                percent(result.value), interval(result), str(result.num_problems),
             ])  # fmt: skip
     return (
         "## Evaluation\n\n"

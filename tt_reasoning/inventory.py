@@ -351,23 +351,26 @@ def _read_whole(path: Path, record: type) -> Iterator[Any]:
 
 
 def _describe_results(contents: dict[str, Content], report: Report) -> dict[str, Any]:
-    reader = f", and the answers of the aggregator `{scrub_paths(report.aggregator)}`" if report.aggregator else ""
+    readers = [f"the aggregator `{scrub_paths(report.aggregator)}`"] if report.aggregator else []
+    readers += [f"`{scrub_paths(report.usc_model)}` by universal self-consistency"] if report.usc_model else []
     tables = []
-    for name, path, record in (
-        ("aggregated", "aggregated.jsonl", Answer),
-        ("verdicts", "aggregated_verdicts.jsonl", Verdict),
-    ):
-        if path in contents:
-            count = sum(1 for _ in store.read_rows(contents[path]))  # type: ignore[arg-type]
-            tables.append(Table(name=name, files={split_name(report.split): path}, num_rows=count, record=record))
-    sources = {(source, report.split): 0 for source in report.dataset.split("+")}
+    for path, source in contents.items():
+        place, _, name = path.rpartition("/")
+        if place and name in (ANSWERS, VERDICTS):  # of one reader at one k
+            count = sum(1 for _ in store.read_rows(source))  # type: ignore[arg-type]
+            table, record = (place, Answer) if name == ANSWERS else (f"{place}_verdicts", Verdict)
+            files = {split_name(report.split): path}
+            tables.append(Table(name=split_name(table), files=files, num_rows=count, record=record))
+    k = " and ".join(map(str, report.num_answers))
     return {
         "what": (
-            f"An evaluation of {report.num_answers} answers a problem, sampled by `{scrub_paths(report.model)}`, on "
-            f"{report.num_problems:,} problems of {report.dataset} ({report.split}): votes{reader}."
+            f"An evaluation of {k} answers a problem, sampled by `{scrub_paths(report.model)}`, on "
+            f"{report.num_problems:,} problems of {report.dataset} ({report.split}): votes"
+            + "".join(f", and the answers of {reader}" for reader in readers)
+            + "."
         ),
         "tables": tuple(tables),
-        "sources": sources,
+        "sources": {(source, report.split): 0 for source in report.dataset.split("+")},
         "facts": (f"`{RESULTS}`: every number below, with counts, tokens and versions",),
     }
 
