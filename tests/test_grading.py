@@ -266,7 +266,7 @@ def test_the_start_of_a_worker_does_not_count() -> None:
 def test_a_killed_worker_is_replaced() -> None:
     with Grader(timeout_s=20) as grader:
         assert grader.grade("\\boxed{k+1}", "1+k").reason == "match"
-        process = grader._slots.queue[0].process
+        process = grader.pool._slots.queue[0].process
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert grader.grade("\\boxed{k+1}", "1+k").reason == "match"
@@ -275,7 +275,7 @@ def test_a_killed_worker_is_replaced() -> None:
 def test_a_worker_that_dies_in_a_comparison_is_an_error_and_replaced() -> None:
     with Grader(timeout_s=30) as grader:
         grader.grade("\\boxed{k+1}", "1+k")
-        process = grader._slots.queue[0].process
+        process = grader.pool._slots.queue[0].process
         killer = threading.Timer(0.5, process.kill)
         killer.start()
         verdict = grader.grade(f"\\boxed{{{HANGS}}}", "\\pi")
@@ -287,7 +287,7 @@ def test_a_worker_that_dies_in_a_comparison_is_an_error_and_replaced() -> None:
 def test_closing_ends_the_workers() -> None:
     with Grader() as grader:
         grader.grade("\\boxed{k+1}", "1+k")
-        process = grader._slots.queue[0].process
+        process = grader.pool._slots.queue[0].process
     assert process.returncode == -signal.SIGKILL
 
 
@@ -334,7 +334,7 @@ def test_a_huge_text_is_read_in_linear_time(grader: Grader, text: str) -> None:
 def test_a_long_answer_is_wrong_without_asking_mathematics() -> None:
     with Grader() as grader:
         assert grader.grade(f"\\boxed{{{'(' * 2000}}}", "\\pi").reason == "mismatch"
-        assert grader._slots.queue[0] is None  # no worker was started
+        assert grader.pool._slots.queue[0] is None  # no worker was started
 
 
 @pytest.mark.parametrize("text", ["\x00", "\\boxed{\x00}", "\\boxed{5\x00}", "\\boxed{٥}", "\\boxed{²}", "\\boxed{🥚}"])

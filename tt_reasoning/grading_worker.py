@@ -4,43 +4,124 @@ It runs as a plain script (``python -P grading_worker.py MEMORY_BYTES LIMIT_S``)
 caller and forks none of the caller's threads. It says ``ready`` once its imports are done, so that their
 time counts against no comparison. Whoever started it kills it when an answer takes too long; should that
 process be gone, an alarm of its own ends it. It ends with its standard input.
+
+math-verify decides, made stricter in three places (``_be_exact``) where it calls unequal things equal.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
+
+_DOLLARS = re.compile(r"(?<!\\)\$+((?:[^$\\]|\\.)+)\$+", re.DOTALL)
+_JOINT = re.compile(r"[\s,;.]*(?:\b(?:and|or)\b)?[\s,;.]*", re.IGNORECASE)
+_OTHERWISE = re.compile(r"\b(?:not|or|than|least|most|between|except|unless|if|where|when|for)\b", re.IGNORECASE)
+_PERCENT = re.compile(r"\\?%")
+_DIGITS_AFTER_POINT = 50  # two expressions that agree so far are equal, if sympy cannot tell otherwise
 
 
 def compare(reference: str, answer: str) -> str:
     """``match``, ``mismatch``, ``bad_reference`` (it cannot be read) or ``error`` (math-verify raised).
 
-    An answer that cannot be read is a mismatch: the reference is sound, so the answer is to blame.
+    An answer that cannot be read is a mismatch: the reference is sound, so the answer is to blame. A decimal is
+    the number it writes and no other; percent signs say nothing.
 
     >>> compare("(3,4]", "3 < x \\\\le 4"), compare("2k+2", "2(k+1)"), compare("x=5", "y=5"), compare("{", "5")
     ('match', 'match', 'mismatch', 'bad_reference')
+    >>> compare("\\\\sqrt{2}", "1.414214"), compare("10^{-8}", "0.0000001"), compare("10^{-8}", "0.00000001")
+    ('mismatch', 'mismatch', 'match')
+    >>> compare("x^2+2x+5=0", "x^2+3x+7=0"), compare("x^2+2x+5=0", "2x^2+4x=-10")
+    ('mismatch', 'match')
+    >>> compare("2\\\\sqrt{3}", "the length is $2\\\\sqrt3$"), compare("2\\\\sqrt{3}", "at most $2\\\\sqrt3$")
+    ('match', 'mismatch')
     """
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import verify
 
-    def read(text: str) -> list:
-        line = " ".join(text.split())
-        # Whole-line mathematics gets its dollars; text that has some already says itself what is mathematics.
-        marked = line if "$" in line.replace("\\$", "") else f"${line}$"
-        parsed = parse(marked, [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-        return parsed
-
-    gold = read(reference)
+    _be_exact()
+    gold = read(reference, prose=False)
     if not gold:
         return "bad_reference"
     try:
-        equal = verify(gold, read(answer), allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-    except Exception:  # sympy raises anything; the caller counts it as `error`
-        return "error"
+        equal = verify(
+            gold, read(answer, prose=True), numeric_precision=_DIGITS_AFTER_POINT, allow_set_relation_comp=True,
+            timeout_seconds=None, raise_on_error=True,
+        )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # sympy raises anything; the caller counts it as `error`
+        unlike = isinstance(error, ValueError) and str(error).startswith("zip()")  # so many against so many
+        return "mismatch" if unlike else "error"
     return "match" if equal else "mismatch"
+
+
+@functools.lru_cache(maxsize=1024)
+def read(text: str, prose: bool) -> list:
+    """What math-verify makes of a text, as a list of one; empty when it cannot be read as mathematics.
+
+    Text without dollars is mathematics as a whole; mathematics between dollars may be a list. Around a single one
+    ``prose`` allows words that do not change what it says.
+    """
+    from latex2sympy2_extended.sets import FiniteSet
+
+    line = " ".join(_PERCENT.sub("", text).split())
+    parts = _DOLLARS.findall(line)
+    if not parts:
+        return _parse(line)
+    around = _DOLLARS.split(line)[::2]
+    if all(_JOINT.fullmatch(words) for words in around):
+        members = [_parse(part) for part in parts]
+        if len(members) == 1 or not all(members):
+            return members[0] if len(members) == 1 else []
+        return [FiniteSet(*(each for [member] in members for each in _elements(member)))]
+    return _parse(parts[0]) if prose and len(parts) == 1 and not _OTHERWISE.search(" ".join(around)) else []
+
+
+def _parse(mathematics: str) -> list:
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(f"${mathematics}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def _elements(value: object) -> tuple:
+    from sympy import FiniteSet
+
+    return value.args if isinstance(value, FiniteSet) else (value,)
+
+
+@functools.cache
+def _be_exact() -> None:
+    """Correct math-verify 0.9.0 in this process: decimals are exact, equations without solutions are not all equal.
+
+    As it is, it rounds decimals to six places, so that 0.333333 is 1/3 and 0.0000002 is 10^-7; and it takes any
+    two equations for equal that have no real solution.
+    """
+    from latex2sympy2_extended import latex2sympy2
+    from math_verify import grader
+    from sympy import Eq, Rational, simplify, solve
+
+    read_number = latex2sympy2._Latex2Sympy.parse_number
+    compare_solutions = grader.sympy_solve_and_compare
+
+    def read_exactly(self: object, text: str) -> object:
+        return Rational(text.replace(",", "")) if "." in text else read_number(self, text)
+
+    def compare_equations(gold: object, given: object, *precision: int) -> bool:
+        if isinstance(gold, Eq) and isinstance(given, Eq):
+            ratio = simplify((gold.lhs - gold.rhs) / (given.lhs - given.rhs))
+            if ratio.is_number and ratio.is_finite and ratio.is_nonzero:
+                return True
+            if not solve(gold, gold.free_symbols):
+                return False
+        return compare_solutions(gold, given, *precision)
+
+    latex2sympy2._Latex2Sympy.parse_number = read_exactly
+    grader.sympy_solve_and_compare = compare_equations
 
 
 def _limit_memory(num_bytes: int) -> None:
@@ -62,7 +143,7 @@ def main() -> None:
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, limit_s)
-        reply = compare(*json.loads(line))
+        reply = compare(*json.loads(line))  # out of memory: this process ends, and another takes over
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(reply, file=replies, flush=True)
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-Kind = Literal["math", "choice", "code"]
+Kind = Literal["math", "choice", "numeric", "code"]
 FinishReason = Literal["stop", "length"]
 Reason = Literal["match", "mismatch", "no_answer", "bad_reference", "timeout", "error"]
 Rating = Literal[-1, 0, 1]
