@@ -44,7 +44,7 @@ _SECOND_LETTER = re.compile(
     r"[.)]*\s*(?:[,/&]|\band\b|\bor\b)+\s*(?:and\s|or\s)?\s*(?:\([A-Za-z]\)|[A-Z](?=$|[\s.,:)]))"
 )
 _LETTER_ALONE = re.compile(r"(?:(?:option|choice)\s+)?(?:\([A-Za-z]\)|[A-Za-z][.):]?)", re.IGNORECASE)
-_OPTION = re.compile(r"(?:\([A-Za-z]\)|[A-Za-z][.):])\s*(?!(?:is|are|was|and|or|can|could|would|may|might|does)\b)")
+_OPTION = re.compile(r"(?:\([A-Za-z]\)|[A-Za-z][.):])(?!\s*(?:is|are|was|and|or|can|could|would|may|might|does)\b)")
 
 
 def extract_answer(text: str, kind: Kind = "math", *, fallback: Fallback = "none") -> str | None:

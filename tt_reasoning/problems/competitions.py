@@ -106,8 +106,8 @@ def olympiad_problem(row: dict[str, Any], split: str) -> Problem:
 
     ``unit`` stands beside the answer and is left out, as the grader takes numbers with or without one. ``error``
     (a tolerance, in 1 row of 675) is not used: the answer that the row writes is the only right one.
-    Two references of those 675 the grader cannot read (``$t(0,4]$`` and ``$m_{\max }=n^{2}-n-1$``); answers to them
-    that are written otherwise are counted as ``bad_reference``.
+    Three references of those 675 the grader cannot read (docs/grading.md); answers to them that are written otherwise
+    are counted as ``bad_reference``.
     """
     answer = ", ".join(texts_field(row, "final_answer"))
     if answer.count("$") % 2:  # "$221,$8$": a slip of the source
