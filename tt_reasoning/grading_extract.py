@@ -16,6 +16,7 @@ from tt_reasoning.types import Kind
 Fallback = Literal["none", "last_number"]
 
 MAX_TEXT = 1_000_000  # characters of a completion, counted from its end
+_WINDOW = 64  # characters
 _MAX_WORDS = 60  # of a line that is an answer as a whole
 _MAX_FORMULA = 240
 
@@ -28,6 +29,7 @@ _HEADING = r"^[ \t>*_#]*(?:final\s+)?answer[ \t*_]*:"
 _SAID = (
     rf"(?<!#)####(?!#)|{_HEADING}|答案(?:是|为|[:：])|\b(?:the|my|our|final|best|correct)\s+{_ADJECTIVES}answer\s+is\b"
 )
+_HINTS = ("answer", "####", "答案", "option", "choice")
 _PHRASE = re.compile(_SAID, re.IGNORECASE | re.MULTILINE)
 _CHOICE_PHRASE = re.compile(
     rf"{_SAID}|\b(?:the|best|correct|right)\s+{_ADJECTIVES}(?:option|choice)\s+is\b", re.IGNORECASE | re.MULTILINE
@@ -146,9 +148,13 @@ def _last_marked(text: str) -> str | None:
 
 
 def _last_box(text: str) -> str | None:
-    """What the box that opens last holds, of those that close: one pass over all braces, so linear time."""
-    if "boxed" not in text and "fbox" not in text:
-        return None
+    """What the box that opens last holds, of those that close and are not empty."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    return None if start < 0 else _innermost_box(text[start:]) or _innermost_box(text)
+
+
+def _innermost_box(text: str) -> str | None:
+    """The box of a text that opens last: one pass over all braces, so linear time."""
     open_braces: list[int] = []  # where a box's content begins, -1 for a brace that is none
     last_start = last_end = -1
     for match in _BRACE.finditer(text):
@@ -165,6 +171,9 @@ def _last_box(text: str) -> str | None:
 
 def _phrases(text: str, phrase: re.Pattern[str]) -> Iterator[str]:
     """The sentences behind ``####`` or "the answer is" that say anything, the last one first."""
+    small = text.lower()
+    if not any(hint in small for hint in _HINTS):
+        return
     end = len(text)
     for match in reversed(list(phrase.finditer(text))):
         tail = text[match.end() : min(end, match.end() + 2 * MAX_ANSWER)].lstrip(" \t\r\n:：*")
@@ -188,5 +197,13 @@ def _is_bare(text: str) -> bool:
 
 
 def _last_number(text: str) -> str | None:
-    last = deque(ANY_NUMBER.finditer(text.replace("−", "-")), maxlen=1)
+    """The last number: looked for in the last lines that hold a digit, and in all of the text if it begins there."""
+    text = text.replace("−", "-")
+    digit = max(map(text.rfind, "0123456789"))
+    if digit < 0:
+        return None
+    start = max(text.rfind("\n", 0, max(0, digit - _WINDOW)), 0)
+    last = deque(ANY_NUMBER.finditer(text, start), maxlen=1)
+    if start and (not last or last[0].start() < start + _WINDOW // 2):
+        last = deque(ANY_NUMBER.finditer(text), maxlen=1)
     return last[0][0] if last else None

@@ -5,7 +5,8 @@ caller and forks none of the caller's threads. It says ``ready`` once its import
 time counts against no comparison. Whoever started it kills it when an answer takes too long; should that
 process be gone, an alarm of its own ends it. It ends with its standard input.
 
-math-verify decides, made stricter in three places (``_be_exact``) where it calls unequal things equal.
+math-verify decides, made stricter where it calls unequal things equal, and faster where a few digits tell two
+expressions apart (``_correct_math_verify``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 _DOLLARS = re.compile(r"(?<!\\)\$+((?:[^$\\]|\\.)+)\$+", re.DOTALL)
 _JOINT = re.compile(r"[\s,;.]*(?:\b(?:and|or)\b)?[\s,;.]*", re.IGNORECASE)
 _OTHERWISE = re.compile(r"\b(?:not|or|than|least|most|between|except|unless|if|where|when|for)\b", re.IGNORECASE)
+_INTEGER = re.compile(r"-?[0-9]{1,1000}")
 _PERCENT = re.compile(r"\\?%")
 _DIGITS_AFTER_POINT = 50  # two expressions that agree so far are equal, if sympy cannot tell otherwise
 
@@ -43,13 +45,15 @@ def compare(reference: str, answer: str) -> str:
     """
     from math_verify import verify
 
-    _be_exact()
-    gold = read(reference, prose=False)
+    _correct_math_verify()
+    gold, given = read(reference, prose=False), read(answer, prose=True)
     if not gold:
         return "bad_reference"
+    if not given or _unlike(gold[0], given[0]):
+        return "mismatch"
     try:
         equal = verify(
-            gold, read(answer, prose=True), numeric_precision=_DIGITS_AFTER_POINT, allow_set_relation_comp=True,
+            gold, given, numeric_precision=_DIGITS_AFTER_POINT, allow_set_relation_comp=True,
             timeout_seconds=None, raise_on_error=True,
         )  # fmt: skip
     except MemoryError:
@@ -84,7 +88,10 @@ def read(text: str, prose: bool) -> list:
 
 def _parse(mathematics: str) -> list:
     from math_verify import LatexExtractionConfig, parse
+    from sympy import Integer
 
+    if _INTEGER.fullmatch(mathematics):
+        return [Integer(mathematics)]
     return parse(f"${mathematics}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
 
 
@@ -94,12 +101,42 @@ def _elements(value: object) -> tuple:
     return value.args if isinstance(value, FiniteSet) else (value,)
 
 
+def _unlike(gold: object, given: object) -> bool:
+    """Whether one of two is an interval, a union or a tuple, and the other a single value."""
+    from sympy import Expr, Interval, MatrixBase, MatrixExpr, Tuple, Union
+
+    def is_value(each: object) -> bool:
+        return isinstance(each, Expr) and not isinstance(each, MatrixBase | MatrixExpr)
+
+    several = Interval, Union, Tuple
+    return is_value(gold) and isinstance(given, several) or is_value(given) and isinstance(gold, several)
+
+
+def _plainly_differ(one: object, other: object) -> bool:
+    """Whether two expressions have different values where every letter is some number between 1 and 2."""
+    from sympy import Expr, Rational
+
+    if not isinstance(one, Expr) or not isinstance(other, Expr):
+        return False
+    try:
+        difference = one - other
+        letters = sorted(difference.free_symbols, key=str)
+        numbers = [Rational(101 + 17 * place % 97, 101) for place in range(1, len(letters) + 1)]
+        value = difference.subs(dict(zip(letters, numbers, strict=True))).evalf(20)
+        return bool(value.is_number and value.is_finite and abs(value) > 1e-9)
+    except MemoryError:
+        raise
+    except Exception:  # sympy raises anything; then math-verify may try
+        return False
+
+
 @functools.cache
-def _be_exact() -> None:
+def _correct_math_verify() -> None:
     """Correct math-verify 0.9.0 in this process: decimals are exact, equations without solutions are not all equal.
 
     As it is, it rounds decimals to six places, so that 0.333333 is 1/3 and 0.0000002 is 10^-7; and it takes any
-    two equations for equal that have no real solution.
+    two equations for equal that have no real solution. What simplifies to zero is zero everywhere, so two
+    expressions with unlike values need no simplifying, which is where its time goes.
     """
     from latex2sympy2_extended import latex2sympy2
     from math_verify import grader
@@ -107,6 +144,8 @@ def _be_exact() -> None:
 
     read_number = latex2sympy2._Latex2Sympy.parse_number
     compare_solutions = grader.sympy_solve_and_compare
+    compare_values = grader.sympy_numeric_eq
+    compare_symbolically = grader.sympy_symbolic_eq
 
     def read_exactly(self: object, text: str) -> object:
         return Rational(text.replace(",", "")) if "." in text else read_number(self, text)
@@ -120,8 +159,16 @@ def _be_exact() -> None:
                 return False
         return compare_solutions(gold, given, *precision)
 
+    def compare_numerically(gold: object, given: object, *precision: int) -> bool:
+        return not _plainly_differ(gold, given) and compare_values(gold, given, *precision)
+
+    def simplify_difference(gold: object, given: object) -> bool:
+        return not _plainly_differ(gold, given) and compare_symbolically(gold, given)
+
     latex2sympy2._Latex2Sympy.parse_number = read_exactly
     grader.sympy_solve_and_compare = compare_equations
+    grader.sympy_numeric_eq = compare_numerically
+    grader.sympy_symbolic_eq = simplify_difference
 
 
 def _limit_memory(num_bytes: int) -> None:
