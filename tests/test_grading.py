@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,22 +14,29 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tt_reasoning import grading_extract, grading_values
 from tt_reasoning.grading import (
     MAX_ANSWER,
     Grader,
+    _shared_pool,
     accuracy,
     compare_fast,
+    compare_numbers,
     count_reasons,
     extract_answer,
+    grade,
     normalize,
 )
 from tt_reasoning.store import dump_record
-from tt_reasoning.types import Verdict
+from tt_reasoning.types import Kind, Verdict
 
 HANGS = "9^{9^{9}} \\mod 7"  # sympy computes a number of 370 million digits first
 
@@ -57,6 +68,12 @@ def grader() -> Iterator[Grader]:
         ("<answer> 4 </answer>", "4"),
         ("<ANSWER>so \\boxed{4}</ANSWER>", "4"),
         ("<answer>#### 4</answer>", "4"),
+        ("The correct answer is 4.", "4"),
+        ("My final answer is: 4", "4"),
+        ("So answer is $4$. I wonder which answer is best.", "4"),
+        ("Let us see.\n**Final Answer:** 4\nThat is all.", "4"),
+        ("答案是：4。", "4。"),
+        ("The answer is \u200e18\u200b", "18"),
     ],
 )  # fmt: skip
 def test_every_form_of_a_marker_is_read(text: str, answer: str) -> None:
@@ -124,6 +141,25 @@ def test_a_marker_goes_before_the_last_number() -> None:
         ("The answer is Dogs", None),
         ("A. is wrong\nB. too", None),
         ("Maybe B", None),
+        ("\\boxed{B}. This is a solid choice.", "B"),
+        ("answer is (B)", "B"),
+        ("so the answer is (B)", "B"),
+        ("The answer is Because", None),
+        ("answer is Because", None),
+        ("The answer is clear. I choose.\nC", "C"),
+        ("Let us see.\n(c)", "C"),
+        ("Let us see.\n**D**", "D"),
+        ("Let us see.\nC. Rome", None),
+        ("C. Rome", "C"),
+        ("(A) is wrong. (B) is right", None),
+        ("The correct option is B.", "B"),
+        ("The best answer is D", "D"),
+        ("Answer: B", "B"),
+        ("The answer is B or C", None),
+        ("\\boxed{A, B}", None),
+        ("The answer is B, not C.", "B"),
+        ("The answer is A because it rains.", "A"),
+        ("THE ANSWER IS THAT NOBODY KNOWS", None),
     ],
 )
 def test_a_choice_is_one_letter_that_stands_alone(text: str, letter: str | None) -> None:
@@ -149,6 +185,13 @@ def test_a_choice_is_one_letter_that_stands_alone(text: str, letter: str | None)
         ("3:30 p.m.", "3:30 PM"),
         ("\\text{(B)}", "B"),
         ("4210_{5}", "4210_5"),
+        ("5 cm", "5"),
+        ("2½", "5/2"),
+        ("1.5 \\times 10^{-3}", "0.0015"),
+        ("2e3", "2,000"),
+        ("₹1,000", "1000"),
+        ("5 percent", "5\\%"),
+        ("\u202e18\u202c", "\u202e18\u202c"),
     ],
 )
 def test_dress_makes_no_difference(a: str, b: str) -> None:
@@ -169,6 +212,22 @@ def test_dress_makes_no_difference(a: str, b: str) -> None:
         ("seat", "\\text{east}"),
         ("on", "no"),
         ("July 20", "June 20"),
+        ("3ABCE", "3ABCD_{16}"),
+        ("1.414214", "\\sqrt{2}"),
+        ("1.41421356237309504880", "\\sqrt{2}"),
+        ("3.141593", "\\pi"),
+        ("0.0000002", "10^{-7}"),
+        ("1024.0000001", "2^{10}"),
+        ("10^{-20}\\sqrt{2}", "10^{-20}\\sqrt{3}"),
+        ("(0.333333, 2)", "(\\frac13, 2)"),
+        ("(50\\%, 2)", "(0.5, 2)"),
+        ("[1,2]", "(1,2)"),
+        ("x^2+3x+7=0", "x^2+2x+5=0"),
+        ("9, 2, 3, 4, 5, 6, 7", "$1$, $2$, $3$, $4$, $5$, $6$, $7$"),
+        ("at most $2\\sqrt{3}$", "2\\sqrt3"),
+        ("$x=3$ fails but $x=5$ holds", "x=5"),
+        ("9^{9^{9}}", "18"),
+        ("5^(5^(5^5))", "\\pi"),
     ],
 )
 def test_near_is_not_equal(grader: Grader, answer: str, reference: str) -> None:
@@ -192,6 +251,14 @@ def test_a_sentence_with_one_number_says_that_number(answer: str, reference: str
         ("2, 1", "1,2"),
         ("-\\sqrt{19}+1, 1+\\sqrt{19}", "1 \\pm \\sqrt{19}"),
         ("\\begin{bmatrix} 0.2 \\\\ 2 \\end{bmatrix}", "\\begin{pmatrix} 1/5 \\\\ 2 \\end{pmatrix}"),
+        ("2x^2+4x=-10", "x^2+2x+5=0"),
+        ("y-2x=3", "y=2x+3"),
+        ("0.00000001", "10^{-8}"),
+        ("0.1+0.2", "0.3"),
+        ("the length is $2\\sqrt{3}$ units", "2\\sqrt3"),
+        ("$7$, $6$, $5$, $4$, $3$, $2$ and $1$", "$1$, $2$, $3$, $4$, $5$, $6$, $7$"),
+        ("\\sqrt{5+2\\sqrt{6}}", "\\sqrt2+\\sqrt3"),
+        ("\\sin^2 x + \\cos^2 x + k", "k+1"),
     ],
 )
 def test_mathematics_decides_what_spelling_cannot(grader: Grader, answer: str, reference: str) -> None:
@@ -219,6 +286,41 @@ GOLDS = [
 def test_every_gold_answer_grades_itself_correct(grader: Grader, form: str) -> None:
     verdicts = {gold: grader.grade(form.format(gold), gold) for gold in GOLDS}
     assert {gold: verdict for gold, verdict in verdicts.items() if verdict.correct is not True} == {}
+
+
+def test_a_percent_sign_says_nothing_unless_asked_for(grader: Grader) -> None:
+    assert grader.grade("\\boxed{50\\%}", "50").reason == "match"
+    assert grader.grade("\\boxed{50\\%}", "0.5").reason == "mismatch"
+    with Grader(percent_as_fraction=True) as lenient:
+        assert lenient.grade("\\boxed{50\\%}", "0.5").reason == "match"
+        assert lenient.grade("\\boxed{0.5}", "50\\%").reason == "match"
+        assert lenient.grade("\\boxed{50}", "0.5").reason == "mismatch"  # no sign, no leniency
+        assert lenient.grade("\\boxed{5\\%}", "0.5").reason == "mismatch"
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "reason"),
+    [
+        ("16 - 3 - 4 = 9, and 9 * 2 = 18\nA: 18", "18", "match"),
+        ("18", "18.0", "match"),
+        ("$1,800.50", "1800.5", "match"),
+        ("\\boxed{18}, as 20 - 2 = 18", "18", "match"),
+        ("The answer is 18, since 18 eggs are left.", "18", "match"),
+        ("<answer>1\\frac{1}{2}</answer>", "3/2", "match"),
+        ("The answer is 18 or 20.", "18", "mismatch"),
+        ("\\boxed{2^{10}}", "1024", "mismatch"),
+        ("It is 10001.", "10000", "mismatch"),
+        ("The answer is not 18.", "18", "mismatch"),
+        ("\\boxed{9^{9^9}}", "18", "mismatch"),
+        ("I do not know.", "18", "no_answer"),
+        ("18", "eighteen", "bad_reference"),
+        ("18", "1/0", "bad_reference"),
+    ],
+)
+def test_a_numeric_answer_is_read_as_a_number_and_no_worker_is_asked(text: str, reference: str, reason: str) -> None:
+    with Grader() as grader:
+        assert grader.grade(text, reference, "numeric").reason == reason
+        assert grader.pool._slots.queue == [None]
 
 
 def test_a_choice_is_compared_as_a_letter(grader: Grader) -> None:
@@ -320,8 +422,12 @@ def test_many_are_graded_in_their_order() -> None:
         "the " + " " * 900_000 + "answer",
         "1" * 1_000_000,
         "1," * 500_000,
+        "the final final " * 60_000,
+        "\n" * 900_000 + "answer",
+        "5" + "!" * 10_000,
+        "*" * 900_000 + " answer",
     ],
-    ids=range(11),
+    ids=range(15),
 )
 def test_a_huge_text_is_read_in_linear_time(grader: Grader, text: str) -> None:
     began = time.monotonic()
@@ -367,6 +473,97 @@ def test_a_number_equals_itself_in_every_dress_and_no_neighbour(number) -> None:
     assert compare_fast(f"{a + 1}/{b}", str(number)) == "mismatch"
 
 
+MIXED = (
+    st.integers(-9999, 9999)
+    .filter(bool)
+    .flatmap(
+        lambda whole: st.tuples(
+            st.just(whole), st.integers(2, 99).flatmap(lambda n: st.tuples(st.integers(1, n - 1), st.just(n)))
+        )
+    )
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(MIXED)
+def test_a_mixed_number_is_its_fraction_and_no_other(parts: tuple[int, tuple[int, int]]) -> None:
+    whole, (over, under) = parts
+    value = Fraction(over, under) + abs(whole)
+    value = value if whole > 0 else -value
+    for dress in (
+        f"{whole} {over}/{under}",
+        f"{whole}\\frac{{{over}}}{{{under}}}",
+        f"{whole:,} \\dfrac{{{over}}}{{{under}}}",
+    ):
+        assert compare_fast(dress, str(value)) == compare_fast(str(value), dress) == "match"
+        assert compare_fast(dress, str(value + Fraction(1, under))) == "mismatch"
+        assert compare_numbers(dress, str(-value)) == "mismatch"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.decimals(min_value=0, max_value=10**9, places=2), st.sampled_from("$€£"))
+def test_money_is_its_amount_and_no_cent_more(amount: Decimal, sign: str) -> None:
+    for dress in (
+        f"{sign}{amount}",
+        f"\\{sign}{amount:,}",
+        f"{amount:,} {sign}",
+        f"{amount} dollars",
+        f"{sign}{amount} a day",
+    ):
+        dress = dress.replace("\\€", "€").replace("\\£", "£")
+        assert compare_fast(dress, str(amount)) == "match", dress
+        assert compare_fast(dress, str(amount + Decimal("0.01"))) == "mismatch"
+
+
+PLAIN = st.one_of(
+    st.fractions(max_denominator=50).map(str),
+    st.integers(-3000, 3000).map(lambda n: f"{n:,}"),
+    st.decimals(-99, 99, places=3).map(str),
+    st.sampled_from(
+        ["east", "\\text{East}", "x+1", "1+x", "(1,2)", "[1,2]", "50\\%", "$5", "5 million", "12_3", "12", "\\pi"]
+    ),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PLAIN, PLAIN)
+def test_two_plain_answers_compare_alike_both_ways(one: str, other: str) -> None:
+    assert compare_fast(one, one) == "match"
+    outcomes = {compare_fast(one, other), compare_fast(other, one)}
+    assert not {"match", "mismatch"} <= outcomes
+    assert "match" not in outcomes or outcomes == {"match"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=()), max_size=30).flatmap(
+        lambda text: st.sampled_from([text, f"\\boxed{{{text}}}", f"<answer>{text}</answer>", f"The answer is {text}"])
+    ),
+    st.text(st.characters(exclude_categories=()), max_size=8),
+    st.sampled_from(["math", "choice", "numeric"]),
+)
+def test_any_characters_get_a_verdict_that_can_be_stored(grader: Grader, text: str, reference: str, kind: Kind) -> None:
+    assert dump_record(grader.grade(text, reference, kind)).encode()
+
+
+def test_a_lone_surrogate_does_no_harm(grader: Grader) -> None:
+    verdict = grader.grade("\\boxed{\ud800 k+1}", "1+k")
+    assert verdict.extracted == "\ufffd k+1" and verdict.correct is False
+    assert grader.grade("\\boxed{k+1}", "\udfff").correct is not True
+
+
+PARTS = ["\\boxed{", "\\\\boxed{", "\\fbox {", "\\boxed 3", "}", "{", "\\", "1", "23", "4,567", ".5", "\\frac{1}",
+         "{2}", "3/4", " ", "\n", "-", "$", "%", "a", "\n\n", " " * 40, "words " * 12]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=25).map("".join))
+def test_reading_from_the_end_finds_what_reading_it_all_finds(text: str) -> None:
+    assert grading_extract._last_box(text) == (grading_extract._innermost_box(text) or None)
+    numbers = [match[0] for match in grading_values.ANY_NUMBER.finditer(text)]
+    assert grading_extract._last_number(text) == (numbers[-1] if numbers else None)
+
+
 def test_counts_and_accuracy_leave_out_what_was_not_judged() -> None:
     graded = [
         Verdict(answer_id=str(n), extracted="4", correct=correct, reason=reason)
@@ -378,6 +575,146 @@ def test_counts_and_accuracy_leave_out_what_was_not_judged() -> None:
     assert list(count_reasons(graded).items()) == list(counts.items())
     assert accuracy(graded) == 1 / 3
     assert accuracy(graded[3:]) is None
+
+
+PATHOLOGICAL = {
+    "9^(9^9)": "mismatch",
+    "5^(5^(5^5))": "mismatch",
+    "(10^{9})!": "mismatch",
+    "\\sum_{n=1}^{10^{10}} \\frac{1}{n^n}": "mismatch",
+    HANGS: "timeout",
+    "8^{9^{9}} \\mod 7": "timeout",
+    "{" * 100_000 + "}" * 100_000: "mismatch",
+    "1" * 900_000: "mismatch",
+    "1" * 1_000_000: "no_answer",  # its tag opens before what is read
+    "5" + "!" * 10_000: "mismatch",
+    "5" + "!" * 900: "mismatch",
+    "5\x00": "mismatch",
+    "\u202e81\u202c": "mismatch",
+    "\ud83d 5": "mismatch",
+}
+
+
+def test_no_other_verdict_is_disturbed_by_what_hangs() -> None:
+    good = [(f"good {n}", f"\\boxed{{{n}(k+1)}}", f"{n}k+{n}" if n % 2 else "k", "math") for n in range(2, 42)]
+    bad = [(text, f"<answer>{text}</answer>", "\\pi", "math") for text in PATHOLOGICAL]
+    mixed = [item for pair in zip(good, (bad * 4)[: len(good)], strict=True) for item in pair]
+    with Grader(timeout_s=2, num_workers=2) as grader:
+        reasons = {verdict.answer_id: verdict.reason for verdict in grader.grade_many(mixed)}
+        assert grader.grade("\\boxed{2(k+1)}", "2k+2").reason == "match"
+    assert {name: reason for name, reason in reasons.items() if name.startswith("good")} == {
+        f"good {n}": "match" if n % 2 else "mismatch" for n in range(2, 42)
+    }
+    assert {name: reason for name, reason in reasons.items() if name in PATHOLOGICAL} == PATHOLOGICAL
+
+
+def test_the_same_comparison_is_made_once() -> None:
+    with Grader(num_workers=2) as grader:
+        items = [(str(n), f"Sample {n}: \\boxed{{2(k+1)}}", "2k+2", "math") for n in range(50)]
+        assert all(verdict.correct for verdict in grader.grade_many(items))
+        assert grader.pool._known == {("2(k+1)", "2k+2"): "match"}
+
+
+def test_grade_shares_workers_that_end_with_the_process() -> None:
+    code = """
+import os, threading
+from tt_reasoning.grading import _shared_pool, grade
+def one():
+    assert grade("\\\\boxed{2(k+1)}", "2k+2").correct and grade("So 18.", "18", fallback="last_number").correct
+threads = [threading.Thread(target=one) for _ in range(3)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+print([worker.process.pid for worker in _shared_pool()._running])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pids = json.loads(done.stdout)
+    assert pids
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def grade_sum(n: int) -> tuple[int, bool]:
+    """In whatever process: one comparison that takes a worker, and whose worker it was."""
+    verdict = grade(f"\\boxed{{{n}(k+1)}}", f"{n}k+{n}")
+    return next(iter(_shared_pool()._running)).owner, verdict.correct
+
+
+def test_a_forked_process_has_workers_of_its_own() -> None:
+    assert grade_sum(2) == (os.getpid(), True)
+    before = [worker.process.pid for worker in _shared_pool()._running]
+    with multiprocessing.get_context("fork").Pool(2) as forked:
+        answers = forked.map(grade_sum, range(3, 9), chunksize=1)
+    assert all(correct for _, correct in answers)
+    assert os.getpid() not in {owner for owner, _ in answers}
+    assert grade_sum(9) == (os.getpid(), True)
+    assert [worker.process.pid for worker in _shared_pool()._running] == before
+
+
+def test_a_fork_while_a_thread_compares_does_not_wait_for_it() -> None:
+    with Grader(timeout_s=30) as grader, ThreadPoolExecutor(1) as thread:
+        grader.grade("\\boxed{k+1}", "1+k")
+        hanging = thread.submit(grader.grade, f"\\boxed{{{HANGS}}}", "\\pi")
+        while grader.pool._slots.queue:  # until that thread has the only worker
+            time.sleep(0.01)
+        with multiprocessing.get_context("fork").Pool(1, initializer=FORKED.append, initargs=(grader,)) as forked:
+            assert forked.apply(grade_in_fork) == "match"
+        next(iter(grader.pool._running)).process.kill()
+        assert hanging.result().reason == "error"
+
+
+FORKED: list[Grader] = []
+
+
+def grade_in_fork() -> str:
+    return FORKED[0].grade("\\boxed{2(k+1)}", "2k+2").reason
+
+
+def test_workers_of_a_data_loader_grade_after_their_parent_did() -> None:
+    from torch.utils.data import DataLoader
+
+    assert grade_sum(2)[1]
+    loader = DataLoader(
+        list(range(3, 9)), num_workers=2, batch_size=None, collate_fn=grade_sum, multiprocessing_context="fork"
+    )
+    assert all(correct for _, correct in loader)
+
+
+def test_an_event_loop_grades_in_threads() -> None:
+    async def grade_all() -> list[Verdict]:
+        return await asyncio.gather(
+            *(asyncio.to_thread(grade, f"\\boxed{{{n}(k+1)}}", f"{n}k+{n}") for n in range(2, 12))
+        )
+
+    assert all(verdict.correct for verdict in asyncio.run(grade_all()))
+
+
+def test_a_pickled_grader_keeps_its_settings_and_starts_its_own_workers() -> None:
+    with Grader(timeout_s=9, num_workers=2, fallback="last_number", percent_as_fraction=True) as grader:
+        grader.grade("\\boxed{k+1}", "1+k")
+        with pickle.loads(pickle.dumps(grader)) as copy:
+            assert (copy.fallback, copy.percent_as_fraction) == ("last_number", True)
+            assert (copy.pool.timeout_s, copy.pool.num_workers, copy.pool._running) == (9, 2, set())
+            assert copy.grade("\\boxed{k+1}", "1+k").correct
+
+
+def test_ray_actors_grade() -> None:
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Actor:
+        def __init__(self, grader: Grader) -> None:
+            self.grader = grader
+
+        def grade_many(self, items: list[tuple[str, str, str, Kind]]) -> list[Verdict]:
+            return self.grader.grade_many(items)
+
+    items = [(str(n), f"\\boxed{{{n}(k+1)}}", f"{n}k+{n}" if n % 2 else "k", "math") for n in range(2, 12)]
+    with Grader(timeout_s=30) as grader:
+        expected = grader.grade_many(items)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            actors = [Actor.remote(grader) for _ in range(2)]
+            assert ray.get([actor.grade_many.remote(items) for actor in actors]) == [expected, expected]
+        finally:
+            ray.shutdown()
 
 
 def test_grading_needs_no_torch() -> None:

@@ -26,13 +26,16 @@ _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*(\{)|\\.|[{}]", re.DOTALL)
 _ADJECTIVES = r"(?:(?:final|best|correct|right)\s+){0,2}"
 _HEADING = r"^[ \t>*_#]*(?:final\s+)?answer[ \t*_]*:"
+_ARTICLE = rf"\b(?:the|my|our|final|best|correct)\s+{_ADJECTIVES}"
 _SAID = (
-    rf"(?<!#)####(?!#)|{_HEADING}|答案(?:是|为|[:：])|\b(?:the|my|our|final|best|correct)\s+{_ADJECTIVES}answer\s+is\b"
+    rf"(?<!#)####(?!#)|{_HEADING}|答案(?:是|为|[:：])|{_ARTICLE}answer\s+is\b"
+    r"|\banswer\s+is\b(?=[\s:*]*[-$\\(\[0-9])"  # "so answer is 5", but not "which answer is best"
 )
 _HINTS = ("answer", "####", "答案", "option", "choice")
 _PHRASE = re.compile(_SAID, re.IGNORECASE | re.MULTILINE)
 _CHOICE_PHRASE = re.compile(
-    rf"{_SAID}|\b(?:the|best|correct|right)\s+{_ADJECTIVES}(?:option|choice)\s+is\b", re.IGNORECASE | re.MULTILINE
+    rf"{_SAID}|\banswer\s+is\b|\b(?:the|best|correct|right)\s+{_ADJECTIVES}(?:option|choice)\s+is\b",
+    re.IGNORECASE | re.MULTILINE,
 )
 _DISPLAY = re.compile(r"(?:\\\[|\$\$).*?(?:\\\]|\$\$)|\$?\\begin\{(\w+\*?)\}.*?\\end\{\1\}\$?", re.DOTALL)
 _SENTENCE_END = re.compile(
