@@ -1,16 +1,19 @@
 """Grade a folder of sampled answers against their references: every later stage reads the verdicts.
 
 Verdicts stand apart from answers, so grading anew never samples anew. Only answers without a verdict are
-graded; more answers or a kill are made up for by the same command. Writes verdicts.jsonl and its settings,
-verdicts.json, beside the answers. Example:
+graded; more answers or a kill are made up for by the same command. Writes verdicts.jsonl beside the answers, and
+verdicts.json: the settings, how many verdicts have which reason, accuracy of the judged ones with its 95 % interval.
+With --audit a second, independent rule set grades too, and disagreements.jsonl holds what to read: every answer
+on which the two differ. A folder that was audited once is audited again whenever it is graded. Example:
 
-    python tools/check_answers.py --answers answers/demo
+    python tools/check_answers.py --answers answers/demo --audit
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,12 +25,16 @@ from tt_reasoning.answer_sets import VERDICTS
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.grading import Fallback, Grader, accuracy, count_reasons
+from tt_reasoning.grading_audit import audit, disagree
 from tt_reasoning.prompts import get_prompt
+from tt_reasoning.selection import bootstrap_interval
 from tt_reasoning.store import append_records, lock, read_manifest, read_records, versions, write_json, write_records
 from tt_reasoning.tool import run_tool
 from tt_reasoning.types import Answer, Problem, Verdict
 
 CHUNK = 100  # answers graded between two writes
+DISAGREEMENTS = "disagreements.jsonl"
+_TAIL = 600  # characters of an answer's end, for reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +47,12 @@ class Arguments:
     """Limit of one comparison in seconds; beyond it the verdict is `timeout`."""
     fallback: Fallback = "none"
     """What counts as the answer of a completion that marks none: nothing, or its last number."""
+    percent_as_fraction: bool = False
+    """Whether 50% is also 0.5, if only one of the two has the sign."""
     regrade: bool = False
     """Replace all verdicts, for other settings than before."""
+    audit: bool = False
+    """Grade by a second rule set too, and write on which answers the two differ."""
 
 
 def main(args: Arguments) -> str:
@@ -52,17 +63,20 @@ def main(args: Arguments) -> str:
     read_manifest(args.answers)
     path = args.answers / VERDICTS
     problems = _read_problems(args.answers)
-    answer_ids = _check_answers(args.answers, problems)
+    problem_of = _check_answers(args.answers, problems)
 
-    grader = Grader(timeout_s=args.timeout_s, num_workers=args.num_workers, fallback=args.fallback)
+    grader = Grader(
+        timeout_s=args.timeout_s, num_workers=args.num_workers, fallback=args.fallback,
+        percent_as_fraction=args.percent_as_fraction,
+    )  # fmt: skip
     # A lock of its own: generate_answers may go on adding answers.
     with lock(args.answers / ".verdicts.lock"), grader:
         if not args.regrade:
             _check_settings(args)
         graded = set() if args.regrade else {verdict.answer_id for verdict in read_records(path, Verdict)}
         todo = (answer for answer in read_records(args.answers / ANSWERS, Answer) if answer.id not in graded)
-        found = len(graded & answer_ids)
-        with tqdm(total=len(answer_ids), initial=found, unit="answer") as bar:
+        found = len(graded & problem_of.keys())
+        with tqdm(total=len(problem_of), initial=found, unit="answer") as bar:
             chunks = _grade(todo, problems, grader, bar)
             if args.regrade:
                 _replace(args, chunks)
@@ -70,7 +84,12 @@ def main(args: Arguments) -> str:
                 write_json(args.answers / "verdicts.json", _settings(args))
                 for chunk in chunks:
                     append_records(path, chunk)
-    return _summary(path)
+        report = _report(path, problem_of)
+        write_json(args.answers / "verdicts.json", {**_settings(args), "report": report})
+        differ = None
+        if args.audit or (args.answers / DISAGREEMENTS).exists():
+            differ = write_records(args.answers / DISAGREEMENTS, _disagreements(args, problems, len(problem_of)))
+    return _summary(path, report, differ)
 
 
 def _read_problems(folder: Path) -> dict[str, Problem]:
@@ -83,9 +102,9 @@ def _read_problems(folder: Path) -> dict[str, Problem]:
     return problems
 
 
-def _check_answers(folder: Path, problems: dict[str, Problem]) -> set[str]:
-    """The ids of all answers, each of which has its problem and a known prompt."""
-    ids = set()
+def _check_answers(folder: Path, problems: dict[str, Problem]) -> dict[str, str]:
+    """The problem of every answer, by id. Each answer has its problem and a known prompt."""
+    problem_of = {}
     for answer in read_records(folder / ANSWERS, Answer):
         if answer.problem_id not in problems:
             raise UserError(
@@ -93,14 +112,15 @@ def _check_answers(folder: Path, problems: dict[str, Problem]) -> set[str]:
                 "restore that file"
             )
         get_prompt(answer.sampling.prompt)
-        ids.add(answer.id)
-    if not ids:
+        problem_of[answer.id] = answer.problem_id
+    if not problem_of:
         raise UserError(f"{folder} has no answers yet; run generate_answers with --out {folder}")
-    return ids
+    return problem_of
 
 
 def _settings(args: Arguments) -> dict:
-    arguments = {"timeout_s": args.timeout_s, "fallback": args.fallback}
+    names = ("timeout_s", "fallback", "percent_as_fraction")
+    arguments = {name: getattr(args, name) for name in names}
     return {"tool": "check_answers", "arguments": arguments, "versions": versions()}
 
 
@@ -113,7 +133,7 @@ def _check_settings(args: Arguments) -> None:
     if old is None and (args.answers / VERDICTS).exists():
         raise UserError(f"{args.answers} has verdicts without their settings; pass --regrade to grade anew")
     new = _settings(args)["arguments"]
-    if old not in (None, new):
+    if old is not None and {"percent_as_fraction": False} | old != new:  # folders from before it was a setting
         raise UserError(
             f"{args.answers} was graded with {_show(old)}, now {_show(new)}; "
             "repeat the old settings, or pass --regrade to grade anew"
@@ -132,10 +152,13 @@ def _grade(
         items = []
         for answer in chunk:
             problem = problems[answer.problem_id]
-            text = get_prompt(answer.sampling.prompt).prefill + answer.text
-            items.append((answer.id, text, problem.reference, problem.kind))
+            items.append((answer.id, _whole_text(answer), problem.reference, problem.kind))
         yield grader.grade_many(items)
         bar.update(len(chunk))
+
+
+def _whole_text(answer: Answer) -> str:
+    return get_prompt(answer.sampling.prompt).prefill + answer.text
 
 
 def _replace(args: Arguments, chunks: Iterable[list[Verdict]]) -> None:
@@ -147,13 +170,71 @@ def _replace(args: Arguments, chunks: Iterable[list[Verdict]]) -> None:
     write_json(settings, _settings(args))
 
 
-def _summary(path: Path) -> str:
+def _disagreements(args: Arguments, problems: dict[str, Problem], num_answers: int) -> Iterator[dict]:
+    """What the two rule sets grade differently, with all that a reader needs to say who is right."""
+    verdicts = {verdict.answer_id: verdict for verdict in read_records(args.answers / VERDICTS, Verdict)}
+    answers = read_records(args.answers / ANSWERS, Answer)
+    for answer in tqdm(answers, total=num_answers, desc="audit", unit="answer"):
+        problem, verdict = problems[answer.problem_id], verdicts.get(answer.id)
+        if verdict is None:  # written by generate_answers in the meantime
+            continue
+        text = _whole_text(answer)
+        last_number = args.fallback == "last_number"
+        second = audit(text, problem.reference, problem.kind, last_number=last_number)
+        if disagree(verdict, second):
+            yield {
+                "answer_id": answer.id, "problem_id": problem.id, "kind": problem.kind,
+                "reference": _storable(problem.reference),
+                "grader": {"extracted": verdict.extracted, "correct": verdict.correct, "reason": verdict.reason},
+                "audit": {"extracted": second.extracted, "correct": second.correct, "reason": second.reason},
+                "text_end": _storable(text[-_TAIL:]),
+            }  # fmt: skip
+
+
+def _storable(text: str) -> str:
+    """The text with question marks for lone surrogates, which no file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _report(path: Path, problem_of: dict[str, str]) -> dict:
+    """How the verdicts count, and the accuracy of the judged ones with its interval; the rest is no part of it.
+
+    The interval is bootstrapped over problems. The accuracy p = sum c_i / sum m_i, of problems with m_i judged and
+    c_i correct answers, is a ratio; the values whose mean is p to first order, and exactly, are
+    p + (c_i - p m_i) / mean(m) (Cochran 1977, ch. 6).
+    """
     counts = count_reasons(read_records(path, Verdict))
     share = accuracy(read_records(path, Verdict))
-    judged = counts["match"] + counts["mismatch"] + counts["no_answer"]
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    worth = "no accuracy, as none could be judged" if share is None else f"accuracy {share:.1%} of {judged} judged"
-    return f"graded {sum(counts.values())} answers: {reasons}; {worth.replace('%', ' %')} -> {path}"
+    judged, correct = Counter(), Counter()
+    for verdict in read_records(path, Verdict):
+        if verdict.correct is not None:
+            problem = problem_of.get(verdict.answer_id, verdict.answer_id)
+            judged[problem] += 1
+            correct[problem] += verdict.correct
+    interval = None
+    if len(judged) > 1:
+        mean = judged.total() / len(judged)
+        low, high = bootstrap_interval([share + (correct[p] - share * judged[p]) / mean for p in judged])
+        interval = [max(0.0, low), min(1.0, high)]
+    num_judged = judged.total()
+    return {
+        "counts": counts, "judged": num_judged, "not_judged": sum(counts.values()) - num_judged,
+        "problems": len(judged), "accuracy": share, "interval": interval,
+    }  # fmt: skip
+
+
+def _summary(path: Path, report: dict, differ: int | None) -> str:
+    counts, judged = report["counts"], report["judged"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    worth = "no accuracy, as none could be judged"
+    if report["accuracy"] is not None:
+        low_high = report["interval"] and " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in report["interval"]))
+        worth = f"accuracy {100 * report['accuracy']:.1f} %{low_high or ''} of {judged} judged"
+    left_out = f", {report['not_judged']} not judged and left out" if report["not_judged"] else ""
+    line = f"graded {sum(counts.values())} answers: {reasons}; {worth}{left_out} -> {path}"
+    if differ is not None:
+        line += f"\naudit: {differ} graded differently by the second rule set -> {path.with_name(DISAGREEMENTS)}"
+    return line
 
 
 if __name__ == "__main__":

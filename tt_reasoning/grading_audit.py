@@ -111,7 +111,7 @@ def _is_figures(line: str) -> bool:
     if len(line) > 240 or "\n" in line:
         return False
     letters = re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z() ]*\})?", "", line)
-    return bool(re.search(r"[\d\\^+=/-]", line)) and not re.search(r"[^\W\d_]{3}", letters)
+    return bool(re.search(r"[\d\\^+=/-]", line)) and not re.search(r"[^\W\d_]{3}|\b[^\W\d_]{2}\s", letters)
 
 
 def _sentence(text: str) -> str:
@@ -281,13 +281,13 @@ def _same_parts(ours: list[str], theirs: list[str]) -> bool:
 def _same_one(one: str, other: str) -> bool:
     if one == other:
         return True
-    for shape in (_tuple, _matrix, _union):
+    for shape in (_union, _tuple, _matrix):
         ours, theirs = shape(one), shape(other)
         if ours or theirs:
             return bool(ours and theirs) and len(ours) == len(theirs) and all(map(_same_one, ours, theirs))
     if one.count("=") == other.count("=") == 1:
         return _same_equation(one, other)
-    one, other = (re.sub(r"^[A-Za-z](?:\([a-z]\))?=(?=[^=]*$)", "", side) for side in (one, other))
+    one, other = (side if "=" in one and "=" in other else side.rpartition("=")[2] for side in (one, other))
     try:
         return all(_near(evaluate(one, point), evaluate(other, point)) for point in range(_POINTS))
     except Unreadable:

@@ -22,11 +22,17 @@ TEXTS = [["The Answer is: 4", "The Answer is: 5", "So it is 4."], ["\\boxed{2(k+
 REASONS = ["match", "mismatch", "no_answer", "match", "bad_reference"]
 
 
+ROOT_OF_TWO = Problem(source="tiny", split="test", question="The root of two?", reference="\\sqrt{2}")
+
+
 def make_answer(number: int, index: int, text: str, prompt: str = "answer") -> Answer:
+    return make_answer_to(PROBLEMS[number], index, text, prompt)
+
+
+def make_answer_to(problem: Problem, index: int, text: str, prompt: str = "answer") -> Answer:
     sampling = Sampling(model="tiny", prompt=prompt)
-    problem_id = PROBLEMS[number].id
     return Answer(
-        id=sampling.answer_id(problem_id, index), problem_id=problem_id, sample_index=index, text=text,
+        id=sampling.answer_id(problem.id, index), problem_id=problem.id, sample_index=index, text=text,
         num_tokens=1, finish_reason="stop", sampling=sampling,
     )  # fmt: skip
 
@@ -68,14 +74,22 @@ def test_every_answer_gets_its_verdict_and_the_summary_counts_them(folder: Path)
     done = check(folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "graded 5 answers: 2 match, 1 mismatch, 1 no_answer, 1 bad_reference; "
-        "accuracy 50.0 % of 4 judged -> demo/verdicts.jsonl\n"
+        "graded 5 answers: 2 match, 1 mismatch, 1 no_answer, 1 bad_reference, 0 timeout, 0 error; "
+        "accuracy 50.0 % [25.0, 75.0] of 4 judged, 1 not judged and left out -> demo/verdicts.jsonl\n"
     )
     assert reasons(folder) == REASONS
     answers = store.read_records(folder / "answers.jsonl", Answer)
     verdicts = store.read_records(folder / "verdicts.jsonl", Verdict)
     assert [answer.id for answer in answers] == [verdict.answer_id for verdict in verdicts]
-    assert json.loads((folder / "verdicts.json").read_text())["arguments"] == {"timeout_s": 5.0, "fallback": "none"}
+    settings = json.loads((folder / "verdicts.json").read_text())
+    assert settings["arguments"] == {"timeout_s": 5.0, "fallback": "none", "percent_as_fraction": False}
+    # Two problems with 1 of 3 and 1 of 1: 1/2 + (1 - 3/2) / 2 = 1/4 and 1/2 + (1 - 1/2) / 2 = 3/4 have the mean 1/2.
+    low, high = settings["report"].pop("interval")
+    assert (low, high) == pytest.approx((0.25, 0.75))
+    assert settings["report"] == {
+        "counts": {"match": 2, "mismatch": 1, "no_answer": 1, "bad_reference": 1, "timeout": 0, "error": 0},
+        "judged": 4, "not_judged": 1, "problems": 2, "accuracy": 0.5,
+    }  # fmt: skip
 
 
 def test_only_what_has_no_verdict_is_graded(folder: Path) -> None:
@@ -100,7 +114,12 @@ def test_a_completion_is_read_from_its_prefill_on(folder: Path) -> None:
 def test_other_settings_want_regrade_and_then_replace_all(folder: Path) -> None:
     check(folder)
     assert_refused(folder, "--fallback", "last_number", says="pass --regrade")
-    assert_refused(folder, "--timeout-s", "9", says="--timeout-s 5.0 --fallback none, now --timeout-s 9.0")
+    assert_refused(
+        folder,
+        "--timeout-s",
+        "9",
+        says="--timeout-s 5.0 --fallback none --percent-as-fraction False, now --timeout-s 9.0",
+    )
     done = check(folder, "--fallback", "last_number", "--regrade")
     assert done.returncode == 0, done.stderr
     assert reasons(folder) == ["match", "mismatch", "match", "match", "bad_reference"]
@@ -136,3 +155,62 @@ def test_a_malformed_answer_is_named_by_file_and_line(folder: Path) -> None:
     with (folder / "answers.jsonl").open("a") as file:
         file.write("{}\n")
     assert_refused(folder, says="answers.jsonl:6")
+
+
+def disagreements(folder: Path) -> list[dict]:
+    return list(store.read_rows(folder / "disagreements.jsonl"))
+
+
+def test_the_audit_writes_what_the_two_rule_sets_grade_differently(folder: Path) -> None:
+    # Correct to nine digits is enough for the audit, and no decimal is a root of two for the grader.
+    store.append_records(folder / "problems.jsonl", [ROOT_OF_TWO])
+    text = "Let us see. " * 100 + "\\boxed{1.41421356237}"
+    store.append_records(folder / "answers.jsonl", [make_answer_to(ROOT_OF_TWO, 0, text)])
+    done = check(folder, "--audit")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == (
+        "audit: 1 graded differently by the second rule set -> demo/disagreements.jsonl"
+    )
+    [row] = disagreements(folder)
+    assert row == {
+        "answer_id": make_answer_to(ROOT_OF_TWO, 0, text).id, "problem_id": ROOT_OF_TWO.id, "kind": "math",
+        "reference": "\\sqrt{2}",
+        "grader": {"extracted": "1.41421356237", "correct": False, "reason": "mismatch"},
+        "audit": {"extracted": "1.41421356237", "correct": True, "reason": "match"},
+        "text_end": text[-600:],
+    }  # fmt: skip
+    before = contents(folder)
+    assert check(folder, "--audit").returncode == 0
+    assert contents(folder) == before
+
+
+def test_an_audited_folder_is_audited_whenever_it_is_graded(folder: Path) -> None:
+    assert "audit" not in check(folder).stdout
+    assert not (folder / "disagreements.jsonl").exists()
+    check(folder, "--audit")
+    assert disagreements(folder) == []
+    store.append_records(folder / "problems.jsonl", [ROOT_OF_TWO])
+    store.append_records(folder / "answers.jsonl", [make_answer_to(ROOT_OF_TWO, 0, "\\boxed{1.41421356237}")])
+    assert "audit: 1 graded differently" in check(folder).stdout
+    assert len(disagreements(folder)) == 1
+    assert "audit: 1 graded differently" in check(folder, "--regrade").stdout
+
+
+def test_an_answer_that_no_file_can_hold_is_audited(folder: Path) -> None:
+    store.append_records(folder / "problems.jsonl", [ROOT_OF_TWO])
+    answer = store.dump_record(make_answer_to(ROOT_OF_TWO, 0, "SURROGATE \\boxed{1.41421356237}"))
+    with (folder / "answers.jsonl").open("a") as file:
+        file.write(answer.replace("SURROGATE", "\\ud800") + "\n")
+    done = check(folder, "--audit")
+    assert done.returncode == 0, done.stderr
+    assert disagreements(folder)[0]["text_end"].startswith("? ")
+
+
+def test_settings_from_before_percent_as_fraction_are_understood(folder: Path) -> None:
+    check(folder)
+    path = folder / "verdicts.json"
+    settings = json.loads(path.read_text())
+    del settings["arguments"]["percent_as_fraction"]
+    store.write_json(path, settings)
+    assert check(folder).returncode == 0
+    assert_refused(folder, "--percent-as-fraction", says="--percent-as-fraction True")
