@@ -182,7 +182,8 @@ def spell(answer: str) -> str:
     words = text.strip(" .").casefold()
     if words in _WORDS:
         return str(_WORDS.index(words))
-    return re.sub(r"^\(([A-Za-z])\)$", r"\1", re.sub(r"\s+", "", text.strip(" .")))
+    text = re.sub(r"(\\[A-Za-z]+ )\s*(?=[A-Za-z])|\s+", r"\1", text.strip(" ."))  # \cot x is no \cotx
+    return re.sub(r"^\(([A-Za-z])\)$", r"\1", text)
 
 
 # --- equality --------------------------------------------------------------------------------------------
@@ -355,7 +356,7 @@ def evaluate(text: str, point: int = 0) -> Number:
     (Fraction(17, 2), True)
     """
     tokens = _TOKEN.findall(text)
-    if "".join(tokens) != text or not tokens or len(tokens) > 400:
+    if "".join(tokens) != text.replace(" ", "") or not tokens or len(tokens) > 400:
         raise Unreadable(text)
     reader = _Reader(tokens, point)
     try:

@@ -6,7 +6,7 @@ time counts against no comparison. Whoever started it kills it when an answer ta
 process be gone, an alarm of its own ends it. It ends with its standard input.
 
 math-verify decides, made stricter where it calls unequal things equal, and faster where a few digits tell two
-expressions apart (``_correct_math_verify``).
+expressions apart (``_adapt_math_verify``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compare(reference: str, answer: str) -> str:
     """
     from math_verify import verify
 
-    _correct_math_verify()
+    _adapt_math_verify()
     gold, given = read(reference, prose=False), read(answer, prose=True)
     if not gold:
         return "bad_reference"
@@ -131,18 +131,23 @@ def _plainly_differ(one: object, other: object) -> bool:
 
 
 @functools.cache
-def _correct_math_verify() -> None:
-    """Correct math-verify 0.9.0 in this process: decimals are exact, equations without solutions are not all equal.
+def _adapt_math_verify() -> None:
+    """Correct math-verify 0.9.0, in this process: decimals are exact, equations without solutions are not all equal.
 
     As it is, it rounds decimals to six places, so that 0.333333 is 1/3 and 0.0000002 is 10^-7; and it takes any
-    two equations for equal that have no real solution. What simplifies to zero is zero everywhere, so two
-    expressions with unlike values need no simplifying, which is where its time goes.
+    two equations for equal that have no real solution.
+
+    And speed it up: what simplifies to zero is zero everywhere, so two expressions with unlike values need no
+    simplifying; and what ANTLR's SLL mode can parse, it parses as the slower LL mode would (its documentation of
+    ``PredictionMode``), which is left for the rest.
     """
+    from antlr4.atn.PredictionMode import PredictionMode
     from latex2sympy2_extended import latex2sympy2
     from math_verify import grader
     from sympy import Eq, Rational, simplify, solve
 
-    read_number = latex2sympy2._Latex2Sympy.parse_number
+    reader = latex2sympy2._Latex2Sympy
+    create_parser, parse, read_number = reader.create_parser, reader.parse, reader.parse_number
     compare_solutions = grader.sympy_solve_and_compare
     compare_values = grader.sympy_numeric_eq
     compare_symbolically = grader.sympy_symbolic_eq
@@ -165,7 +170,22 @@ def _correct_math_verify() -> None:
     def simplify_difference(gold: object, given: object) -> bool:
         return not _plainly_differ(gold, given) and compare_symbolically(gold, given)
 
-    latex2sympy2._Latex2Sympy.parse_number = read_exactly
+    def create_fast_parser(self: object, text: str) -> object:
+        parser = create_parser(self, text)
+        parser._interp.predictionMode = PredictionMode.SLL
+        return parser
+
+    def parse_in_two_stages(self: object, text: str) -> object:
+        self.create_parser = functools.partial(create_fast_parser, self)
+        try:
+            return parse(self, text)
+        except MemoryError:
+            raise
+        except Exception:  # whatever it raises for what it cannot parse
+            del self.create_parser
+            return parse(self, text)
+
+    reader.parse, reader.parse_number = parse_in_two_stages, read_exactly
     grader.sympy_solve_and_compare = compare_equations
     grader.sympy_numeric_eq = compare_numerically
     grader.sympy_symbolic_eq = simplify_difference
