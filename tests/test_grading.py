@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import psutil
 import pytest
@@ -38,6 +40,7 @@ from tt_reasoning.grading import (
 from tt_reasoning.store import dump_record
 from tt_reasoning.types import Kind, Verdict
 
+ROOT = Path(__file__).parents[1]
 HANGS = "9^{9^{9}} \\mod 7"  # sympy computes a number of 370 million digits first
 
 
@@ -720,6 +723,10 @@ def test_ray_actors_grade() -> None:
 def test_grading_needs_no_torch() -> None:
     code = "import sys, tt_reasoning.grading; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_examples_of_the_docs_hold() -> None:
+    assert doctest.testfile(str(ROOT / "docs/grading.md"), module_relative=False).failed == 0
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -40,6 +40,7 @@ def test_the_first_form_that_is_there_gives_the_answer(text: str, answer: str | 
 def test_the_last_number_counts_only_when_asked_for() -> None:
     assert find_answer("First 3, so there are -1,234.5 left.", last_number=True) == "-1234.5"
     assert find_answer("First 3, so there are -1,234.5 left.") is None
+    assert find_answer("That makes 8-4 of them.", last_number=True) == "4"
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,9 @@ def _check_settings(args: Arguments) -> None:
 
 
 def _show(arguments: dict) -> str:
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in arguments.items())
+    names = {name.replace("_", "-"): value for name, value in arguments.items()}
+    flags = {True: "--{}", False: "--no-{}"}
+    return " ".join(flags[v].format(n) if isinstance(v, bool) else f"--{n} {v}" for n, v in names.items())
 
 
 def _grade(

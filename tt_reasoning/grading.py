@@ -129,7 +129,8 @@ class Grader:
         """
         comparisons: dict[tuple[str, str], Future[Reason]] = {}
         graded: list[tuple[str, str | None, Reason | Future[Reason]]] = []
-        with ThreadPoolExecutor(self.pool.num_workers) as threads:
+        threads = ThreadPoolExecutor(self.pool.num_workers)
+        try:
             for answer_id, text, reference, kind in items:
                 extracted, reason = self._judge_fast(text, reference, kind)
                 if reason is None:
@@ -138,10 +139,12 @@ class Grader:
                         comparisons[pair] = threads.submit(self.pool.compare, *pair)
                     reason = comparisons[pair]
                 graded.append((answer_id, extracted, reason))
-        return [
-            _verdict(answer_id, extracted, reason.result() if isinstance(reason, Future) else reason)
-            for answer_id, extracted, reason in graded
-        ]
+            return [
+                _verdict(answer_id, extracted, reason.result() if isinstance(reason, Future) else reason)
+                for answer_id, extracted, reason in graded
+            ]
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for the rest
 
     def _judge_fast(self, text: str, reference: str, kind: Kind) -> tuple[str | None, Reason | None]:
         """What the text states, and the reason of the verdict unless mathematics must find it."""

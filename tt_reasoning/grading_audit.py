@@ -61,7 +61,7 @@ def audit(text: str, reference: str, kind: Kind = "math", *, last_number: bool =
 _MARKS = ("he answer is", "final answer is", "####", "答案是")
 _ENDS = re.compile(r"\n|\.(?=\s|$)|<")
 _SMALL = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # str.lower may change the length
-_LAST_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_LAST_NUMBER = re.compile(r"(?:(?<![\d)\]}])-)?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def find_answer(text: str, *, last_number: bool = False) -> str | None:

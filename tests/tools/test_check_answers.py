@@ -118,7 +118,7 @@ def test_other_settings_want_regrade_and_then_replace_all(folder: Path) -> None:
         folder,
         "--timeout-s",
         "9",
-        says="--timeout-s 5.0 --fallback none --percent-as-fraction False, now --timeout-s 9.0",
+        says="--timeout-s 5.0 --fallback none --no-percent-as-fraction, now --timeout-s 9.0",
     )
     done = check(folder, "--fallback", "last_number", "--regrade")
     assert done.returncode == 0, done.stderr
@@ -213,4 +213,4 @@ def test_settings_from_before_percent_as_fraction_are_understood(folder: Path) -
     del settings["arguments"]["percent_as_fraction"]
     store.write_json(path, settings)
     assert check(folder).returncode == 0
-    assert_refused(folder, "--percent-as-fraction", says="--percent-as-fraction True")
+    assert_refused(folder, "--percent-as-fraction", says="now --timeout-s 5.0 --fallback none --percent-as-fraction;")
