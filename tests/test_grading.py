@@ -389,6 +389,13 @@ def test_a_worker_that_dies_in_a_comparison_is_an_error_and_replaced() -> None:
         assert grader.grade("\\boxed{k+1}", "1+k").reason == "match"
 
 
+def test_a_worker_may_use_two_gibibytes() -> None:
+    with Grader(timeout_s=20) as grader:
+        grader.grade("\\boxed{k+1}", "1+k")
+        process = psutil.Process(grader.pool._slots.queue[0].process.pid)
+        assert process.rlimit(psutil.RLIMIT_AS)[0] <= 2 << 30
+
+
 def test_closing_ends_the_workers() -> None:
     with Grader() as grader:
         grader.grade("\\boxed{k+1}", "1+k")
