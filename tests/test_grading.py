@@ -719,7 +719,7 @@ def test_ray_actors_grade() -> None:
     items = [(str(n), f"\\boxed{{{n}(k+1)}}", f"{n}k+{n}" if n % 2 else "k", "math") for n in range(2, 12)]
     with Grader(timeout_s=30) as grader:
         expected = grader.grade_many(items)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             actors = [Actor.remote(grader) for _ in range(2)]
             assert ray.get([actor.grade_many.remote(items) for actor in actors]) == [expected, expected]
