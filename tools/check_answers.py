@@ -77,7 +77,7 @@ def main(args: Arguments) -> str:
         todo = (answer for answer in read_records(args.answers / ANSWERS, Answer) if answer.id not in graded)
         found = len(graded & problem_of.keys())
         with tqdm(total=len(problem_of), initial=found, unit="answer") as bar:
-            chunks = _grade(todo, problems, grader, bar)
+            chunks = _grade(args.answers, todo, problems, grader, bar)
             if args.regrade:
                 _replace(args, chunks)
             else:
@@ -111,7 +111,7 @@ def _check_answers(folder: Path, problems: dict[str, Problem]) -> dict[str, str]
                 f"answer {answer.id} belongs to problem {answer.problem_id}, which {folder}/problems.jsonl lacks; "
                 "restore that file"
             )
-        get_prompt(answer.sampling.prompt)
+        get_prompt(answer.sampling.prompt, folder)
         problem_of[answer.id] = answer.problem_id
     if not problem_of:
         raise UserError(f"{folder} has no answers yet; run generate_answers with --out {folder}")
@@ -147,20 +147,20 @@ def _show(arguments: dict) -> str:
 
 
 def _grade(
-    answers: Iterator[Answer], problems: dict[str, Problem], grader: Grader, bar: tqdm
+    folder: Path, answers: Iterator[Answer], problems: dict[str, Problem], grader: Grader, bar: tqdm
 ) -> Iterator[list[Verdict]]:
     """Verdicts, a chunk at a time. A completion is read from its prompt's prefill on."""
     while chunk := list(islice(answers, CHUNK)):
         items = []
         for answer in chunk:
             problem = problems[answer.problem_id]
-            items.append((answer.id, _whole_text(answer), problem.reference, problem.kind))
+            items.append((answer.id, _whole_text(folder, answer), problem.reference, problem.kind))
         yield grader.grade_many(items)
         bar.update(len(chunk))
 
 
-def _whole_text(answer: Answer) -> str:
-    return get_prompt(answer.sampling.prompt).prefill + answer.text
+def _whole_text(folder: Path, answer: Answer) -> str:
+    return get_prompt(answer.sampling.prompt, folder).prefill + answer.text
 
 
 def _replace(args: Arguments, chunks: Iterable[list[Verdict]]) -> None:
@@ -180,7 +180,7 @@ def _disagreements(args: Arguments, problems: dict[str, Problem], num_answers: i
         problem, verdict = problems[answer.problem_id], verdicts.get(answer.id)
         if verdict is None:  # written by generate_answers in the meantime
             continue
-        text = _whole_text(answer)
+        text = _whole_text(args.answers, answer)
         last_number = args.fallback == "last_number"
         second = audit(text, problem.reference, problem.kind, last_number=last_number)
         if disagree(verdict, second):

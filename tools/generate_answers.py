@@ -1,18 +1,23 @@
 """Sample several answers to each problem of a benchmark: the raw material of votes, answer sets and judges.
 
 The run is repeatable from its seed and can be killed at any moment: the same command goes on with what is
-missing, and ends with the same file. A higher --num-samples or --limit adds to a finished folder. Writes
-problems.jsonl, answers.jsonl and manifest.json; tools/check_answers.py grades them. With --engine openai a server
-samples (a key in OPENAI_API_KEY or --keys FILE); a request that fails is counted, never written, and asked again by
-the same command.
+missing, and ends with the same file. Further samples (--num-samples), temperatures or problems (--start, --end,
+--limit) add to the same folder. --shard 2/4 takes every fourth problem: finished shards are merged by cat. Writes
+problems.jsonl, answers.jsonl, stats.json and manifest.json; tools/check_answers.py grades the answers. With --engine
+openai a server samples (a key in OPENAI_API_KEY or --keys FILE); a request that fails is counted, never written, and
+asked again by the same command.
 
 Example: python tools/generate_answers.py --model models/smollm2-135m --dataset gsm8k --limit 8 --out answers/demo
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -20,12 +25,22 @@ from tqdm import tqdm
 
 from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
-from tt_reasoning.generation import Counts, check_complete, generate_answers, keep_problems
-from tt_reasoning.problems import load_problems
-from tt_reasoning.prompts import get_prompt
-from tt_reasoning.store import open_run
+from tt_reasoning.generation import (
+    STATS,
+    Counts,
+    check_complete,
+    describe_ends,
+    draw_answers,
+    keep_problems,
+    plan_draws,
+)
+from tt_reasoning.problems import read_problems
+from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
+from tt_reasoning.store import MANIFEST, open_run, read_manifest, write_json
 from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Sampling
+from tt_reasoning.types import Problem, Sampling
+
+_MUCH = 0.1  # of the answers cut: then a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +55,23 @@ class Arguments:
     """Split of the benchmark."""
     data_files: str | None = None
     """Local file with the benchmark's rows, in place of the Hub."""
-    limit: int | None = None
-    """How many problems; all unless given."""
     start: int = 0
-    """First problem."""
+    """First problem, counted from 0."""
+    end: int | None = None
+    """The problem behind the last one; the benchmark's end unless given."""
+    limit: int | None = None
+    """How many problems from --start on, in place of --end."""
+    shard: str | None = None
+    """i/n: of these problems the i-th of every n, so that n runs with 1/n to n/n share them."""
     num_samples: int = 4
-    """Answers to each problem."""
-    prompt: str = "answer"
-    """Name of a prompt in tt_reasoning/prompts.py."""
-    temperature: float = 0.7
-    """0 is greedy."""
+    """Answers to each problem at each temperature; one at temperature 0."""
+    temperatures: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--temperature",))] = (0.7,)
+    """One or several; 0 is greedy."""
+    prompt: str | None = None
+    """Name of a prompt in tt_reasoning/prompts.py, or a file with one (.txt, .yaml, .json); by the kind of the problems
+    unless given: choice for multiple choice, else answer."""
+    system_prompt: str | None = None
+    """System message in place of the prompt's own: answer, boxed, or a text file."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that hold this share of the probability."""
     top_k: int = 0
@@ -58,48 +80,45 @@ class Arguments:
     """Most tokens of an answer."""
     seed: int = 0
     """Seed of the run; each answer has its own from it."""
-    chunk_size: int = 64
-    """Problems asked at once; answers reach the disk after each chunk."""
+    chunk_size: int | None = None
+    """Problems asked at once; unless given what the folder was begun with, in a new one 64, or on a GPU as many as
+    have 8192 answers."""
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
-# May change when the command is given again: how many answers, and what no answer depends on.
-_NOT_IDENTITY = ("limit", "num_samples", "out", "engine")
+# What answers depend on, beside the prompt, the size of a chunk and the engine's own; anything else may change when
+# the folder is continued.
+_IDENTITY = ("model", "dataset", "split", "data_files", "top_p", "top_k", "max_new_tokens", "seed")
 
 
 def main(args: Arguments) -> str:
     _check_numbers(args)
-    prompt = get_prompt(args.prompt)
+    if args.prompt is not None:
+        load_prompt(args.prompt, args.system_prompt)
     args.engine.check(args.model)
-    problems = load_problems(
-        args.dataset, args.split, data_files=args.data_files, limit=args.limit, start=args.start
-    )
-    sampling = Sampling(
-        model=args.model,
-        revision=args.engine.revision,
-        prompt=args.prompt,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-    )
-
-    identity = {name: value for name, value in asdict(args).items() if name not in _NOT_IDENTITY}
+    problems = _read_problems(args)
+    first = next(problems)  # a mistake shows before a folder is made
+    prompt = load_prompt(args.prompt or default_prompt(first.kind), args.system_prompt)
+    chunk_size = args.chunk_size or _begun_with(args.out) or args.engine.default_chunk_size(args.num_samples)
+    if 0 in args.temperatures and args.num_samples > 1:
+        print(f"temperature 0 is greedy: one answer to each problem there, not {args.num_samples}", file=sys.stderr)
+    identity = {name: getattr(args, name) for name in _IDENTITY}
+    identity |= {"prompt": prompt.name, "template": prompt.template(), "chunk_size": chunk_size}
     identity |= args.engine.identity()
     with open_run(args.out, "generate_answers", identity) as folder:
-        keep_problems(folder, problems)
-        with tqdm(total=len(problems) * args.num_samples, unit="answer") as bar:
-
-            def show(counts: Counts) -> None:
-                bar.initial = counts.resumed
-                bar.n = counts.resumed + counts.written
-                bar.set_postfix_str(f"{counts.resumed} resumed")
-
+        kept = keep_problems(folder, chain([first], problems))
+        draws = plan_draws(folder, [(_sampling(args, prompt, t), _num_samples(args, t)) for t in args.temperatures])
+        with tqdm(total=len(kept) * sum(draw.num_samples for draw in draws), unit="answer") as bar:
             start_engine = partial(args.engine.open, args.model)
-            counts = generate_answers(
-                problems, sampling, args.num_samples, start_engine, prompt, folder, args.chunk_size, show
-            )
+            counts = draw_answers(kept, draws, start_engine, prompt, folder, chunk_size, partial(_show, bar, set()))
+        if counts.tallies:
+            write_json(folder / STATS, describe_ends(counts.tallies))
+    if counts.written and counts.cut / counts.written >= _MUCH:
+        print(
+            f"warning: {counts.cut / counts.written:.1%} of {counts.written} answers were cut at --max-new-tokens "
+            f"{args.max_new_tokens}, most of them before their result; raise it, with a new --out",
+            file=sys.stderr,
+        )
     if counts.missing and counts.written:
         print(_summary(counts, args.out))
     check_complete(counts)
@@ -108,19 +127,84 @@ def main(args: Arguments) -> str:
 
 def _check_numbers(args: Arguments) -> None:
     for name in ("num_samples", "max_new_tokens", "chunk_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
-    if args.temperature < 0:
-        raise UserError(f"--temperature {args.temperature} is negative; 0 is greedy")
-    if args.temperature == 0 and args.num_samples > 1:
-        raise UserError(
-            f"--temperature 0 is greedy and gives --num-samples {args.num_samples} equal answers; "
-            "ask for one, or raise the temperature"
-        )
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if args.end is not None and args.limit is not None:
+        raise UserError(f"--end {args.end} and --limit {args.limit} both say where to stop; give one")
+    if args.end is not None and args.end <= args.start:
+        raise UserError(f"--start {args.start} --end {args.end} leaves no problem; --end is the one behind the last")
+    if not args.temperatures:
+        raise UserError("--temperatures names none; give one or several, such as 0.5 1.0")
+    for temperature in args.temperatures:
+        if not 0 <= temperature < float("inf"):
+            raise UserError(f"--temperatures {temperature:g}: give numbers from 0 on; 0 is greedy")
+        if args.temperatures.count(temperature) > 1:
+            raise UserError(f"--temperatures names {temperature:g} twice; for more answers raise --num-samples")
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top-p {args.top_p} is not above 0 and at most 1")
     if args.top_k < 0:
         raise UserError(f"--top-k {args.top_k} is negative; 0 is no limit")
+
+
+def _read_problems(args: Arguments) -> Iterator[Problem]:
+    """The problems of this run, one at a time. Raises UserError when there is none."""
+    rank, count = _parse_shard(args.shard) if args.shard else (1, 1)
+    limit = args.limit if args.end is None else args.end - args.start
+    problems = read_problems(args.dataset, args.split, data_files=args.data_files, limit=limit, start=args.start)
+    found = False
+    for problem in islice(problems, rank - 1, None, count):
+        found = True
+        yield problem
+    if not found:
+        raise UserError(f"--shard {args.shard} leaves no problem: there are fewer than {rank}")
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    """Rank, from 1, and number of shards.
+
+    >>> _parse_shard("2/4")
+    (2, 4)
+    """
+    rank, _, count = shard.partition("/")
+    if not (rank.isdecimal() and count.isdecimal() and 1 <= int(rank) <= int(count)):
+        raise UserError(f"--shard {shard}: give i/n with i from 1 to n, such as 1/4 to 4/4")
+    return int(rank), int(count)
+
+
+def _sampling(args: Arguments, prompt: Prompt, temperature: float) -> Sampling:
+    return Sampling(
+        model=args.model,
+        revision=args.engine.revision,
+        prompt=prompt.name,
+        temperature=temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+    )
+
+
+def _num_samples(args: Arguments, temperature: float) -> int:
+    return args.num_samples if temperature else 1
+
+
+def _begun_with(out: str) -> int | None:
+    """The chunk size of a run that is there."""
+    if not (Path(out) / MANIFEST).exists():
+        return None
+    return read_manifest(out).get("arguments", {}).get("chunk_size")
+
+
+def _show(bar: tqdm, told: set[str], counts: Counts) -> None:
+    """Move the bar, and tell of the first failure of each reason when it comes."""
+    bar.initial = counts.resumed
+    bar.n = counts.resumed + counts.written
+    failed = f", {counts.failed.total()} failed" if counts.failed else ""
+    bar.set_postfix_str(f"{counts.resumed} resumed{failed}")
+    for reason in counts.failed.keys() - told:
+        told.add(reason)
+        bar.write(f"a request failed and is left out: {reason} ({counts.details[reason]})", file=sys.stderr)
 
 
 def _summary(counts: Counts, out: str) -> str:
@@ -128,7 +212,8 @@ def _summary(counts: Counts, out: str) -> str:
         return f"already complete: {counts.resumed} answers in {out}"
     resumed = f" ({counts.resumed} were there)" if counts.resumed else ""
     return (
-        f"{counts.written} answers written{resumed}, {counts.cut / counts.written:.1%} cut at the token limit, "
+        f"{counts.written} answers written{resumed}: {counts.written - counts.cut} stop, {counts.cut} length "
+        f"({counts.cut / counts.written:.1%} cut at the token limit), "
         f"{counts.tokens} tokens, {counts.tokens / counts.seconds:.0f} tokens/s: {out}"
     )
 

@@ -1,42 +1,82 @@
 """Sample answers to problems, chunk by chunk, so that a killed run goes on as if it had never stopped.
 
-A chunk is a fixed slice of the problems; all its answers are asked for in one engine call and appended in
-one write. An engine's tokens may depend on what else is asked in the same call, so a chunk that a kill
-left half written is asked again whole, exactly as before, and only what is missing is appended: the file
-becomes the same, byte for byte, as without the kill. Asking later for more problems or more samples goes
-the same way: a chunk with anything missing is asked whole, and answers on disk stay as they are.
+A chunk is a fixed slice of the problems with a fixed range of samples; all its answers are asked for in one engine
+call, and each is on disk about a second after it is done. An engine's tokens may depend on what else is asked in the
+same call, so a chunk that a kill left half written is asked again whole, exactly as before, and only what is missing
+is appended: the file becomes the same, byte for byte, as without the kill. More problems, samples or temperatures are
+further chunks: answers on disk stay as they are, and what an earlier run finished is not asked again.
 
 An engine in front of a server (``ServedEngine``) is asked for what is missing alone: requests do not share a
 call there, and each may cost money. Its requests may fail; a failure is counted and never written, so its
-answer is missing and the same run asks for it again.
+answer is missing and the same run asks for it again. A pool (``PooledEngine``) takes whole chunks, as many at a
+time as it has room for; they are written as they come back, in any order.
+
+Memory holds the chunks under way. Of all others it holds a byte an answer and a few hundred a problem, and no text.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import overload
 
-from tt_reasoning.engines.base import Completion, Engine, Failure, Request, ServedEngine
+import numpy as np
+
+from tt_reasoning.engines.base import (
+    CheckingEngine,
+    Completion,
+    Engine,
+    Failure,
+    PooledEngine,
+    Request,
+    ServedEngine,
+    StreamingEngine,
+)
 from tt_reasoning.errors import UserError
 from tt_reasoning.prompts import Prompt
-from tt_reasoning.store import append_records, read_records, write_records
+from tt_reasoning.store import (
+    MANIFEST,
+    append_records,
+    dump_record,
+    load_record,
+    read_lines,
+    read_manifest,
+    read_records,
+    write_json,
+)
 from tt_reasoning.types import Answer, Problem, Sampling
 
 ANSWERS = "answers.jsonl"
 PROBLEMS = "problems.jsonl"
 USAGE = "usage.jsonl"
+STATS = "stats.json"
+_FLUSH_S = 1.0  # how long an answer may wait for the disk
+_BATCH = 1000  # problems read or written at once
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """How answers ended: by themselves (``stop``) or at max_new_tokens (``length``), and their tokens."""
+
+    stop: int = 0
+    length: int = 0
+    tokens: int = 0
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """How far a run is. ``tokens``, ``cut`` (at max_new_tokens) and ``seconds`` (in the engine) are of ``written``.
+    """How far a run is. ``tokens``, ``cut`` (at max_new_tokens) and ``seconds`` (of sampling) are of ``written``.
 
     ``failed`` counts failures by their reason, ``details`` holds the first detail of each; ``missing`` is what
-    is not on disk: all that failed, and what has not been asked.
+    is not on disk: all that failed, and what has not been asked. ``tallies`` are of the whole file by temperature,
+    earlier runs included.
     """
 
     resumed: int = 0
@@ -47,23 +87,129 @@ class Counts:
     cut: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    tallies: dict[float, Tally] = field(default_factory=dict)
 
 
-def keep_problems(folder: str | Path, problems: Sequence[Problem]) -> None:
-    """Store the problems as ``problems.jsonl``.
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What is asked of every problem under one sampling: ``blocks[-1]`` samples.
 
-    The file may hold their beginning already (then it grows) or more than them (then it stays).
+    The blocks are rising numbers of samples, those that earlier runs asked for and this run's: a chunk lies within
+    one block, so that samples that are added are asked without those that are there.
+
+    >>> Draw(sampling=Sampling(model="m", prompt="answer"), blocks=(4, 10)).num_samples
+    10
+    """
+
+    sampling: Sampling
+    blocks: tuple[int, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of every problem."""
+        return self.blocks[-1]
+
+
+def plan_draws(folder: str | Path, asked: Sequence[tuple[Sampling, int]]) -> list[Draw]:
+    """A draw for every sampling with its number of samples; the folder's manifest remembers the numbers.
+
+    Args:
+        folder: of a run that is open (``store.open_run``).
+        asked: samplings that differ in their temperature.
+    """
+    manifest = read_manifest(folder)
+    known: dict[str, list[int]] = manifest.setdefault("num_samples", {})
+    draws, grown = [], False
+    for sampling, num_samples in asked:
+        blocks = known.setdefault(f"{sampling.temperature:g}", [])
+        if num_samples > max(blocks, default=0):
+            blocks.append(num_samples)
+            grown = True
+        below = [block for block in blocks if block < num_samples]
+        draws.append(Draw(sampling=sampling, blocks=(*below, num_samples)))
+    if grown:
+        write_json(Path(folder) / MANIFEST, manifest)
+    return draws
+
+
+class StoredProblems(Sequence[Problem]):
+    """Problems that stay on disk: lines of ``problems.jsonl``, in an order of their own."""
+
+    def __init__(self, path: Path, offsets: array[int]) -> None:
+        self._path, self._offsets = path, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, int):
+            return self._read([self._offsets[index]])[0]
+        return self._read(self._offsets[index])
+
+    def __iter__(self) -> Iterator[Problem]:
+        for start in range(0, len(self), _BATCH):
+            yield from self[start : start + _BATCH]
+
+    def _read(self, offsets: Iterable[int]) -> list[Problem]:
+        found = []
+        with self._path.open("rb") as file:
+            for offset in offsets:
+                file.seek(offset)
+                found.append(load_record(Problem, json.loads(file.readline())))
+        return found
+
+
+def keep_problems(folder: str | Path, problems: Iterable[Problem]) -> StoredProblems:
+    """Add the problems to ``problems.jsonl``, each once; returns them in the order given, to be read from there.
 
     Raises:
-        UserError: the folder holds other problems.
+        UserError: the folder has the same question with another reference, or a malformed line.
     """
     path = Path(folder) / PROBLEMS
-    kept = list(read_records(path, Problem))
-    for number, (old, new) in enumerate(zip(kept, problems, strict=False), 1):
-        if old != new:
-            raise UserError(f"{path}:{number}: another problem than the one asked now; name a new folder")
-    if len(problems) > len(kept):
-        write_records(path, problems)
+    end, offset_of = 0, {}
+    for (offset, line), problem in zip(read_lines(path), read_records(path, Problem), strict=True):
+        offset_of[problem.id] = offset
+        end = offset + len(line)
+    offsets, new = array("q"), []
+    for problem in problems:
+        offset = offset_of.get(problem.id)
+        if offset is None:
+            offset, line = end, dump_record(problem) + "\n"
+            new.append(problem)
+            end += len(line.encode())
+        elif StoredProblems(path, array("q", [offset]))[0] != problem:
+            raise UserError(f"{path}: problem {problem.id} is another one than now asked; name a new folder")
+        offsets.append(offset)
+        if len(new) == _BATCH:
+            append_records(path, new)
+            new = []
+    if new:
+        append_records(path, new)
+    return StoredProblems(path, offsets)
+
+
+def describe_ends(tallies: dict[float, Tally]) -> dict[str, dict[str, float]]:
+    """How answers ended, by temperature, for ``stats.json``.
+
+    >>> describe_ends({0.7: Tally(stop=3, length=1, tokens=500)})
+    {'0.7': {'answers': 4, 'stop': 3, 'length': 1, 'length_share': 0.25, 'tokens': 500, 'tokens_per_answer': 125.0}}
+    """
+    found = {}
+    for temperature, tally in sorted(tallies.items()):
+        answers = tally.stop + tally.length
+        found[f"{temperature:g}"] = {
+            "answers": answers,
+            "stop": tally.stop,
+            "length": tally.length,
+            "length_share": round(tally.length / answers, 4),
+            "tokens": tally.tokens,
+            "tokens_per_answer": round(tally.tokens / answers, 1),
+        }
+    return found
 
 
 def check_complete(counts: Counts) -> None:
@@ -95,19 +241,7 @@ def generate_answers(
     on_progress: Callable[[Counts], None] = lambda counts: None,
     file_name: str = ANSWERS,
 ) -> Counts:
-    """Append the missing ones of ``num_samples`` answers a problem to ``folder/file_name``.
-
-    Args:
-        problems: with distinct ids, as ``load_problems`` gives them.
-        start_engine: called once, and only when an answer is missing; the engine is closed at the end.
-        chunk_size: problems in one engine call; like the sampling, it must be the same on resume.
-        on_progress: called at the start and behind every chunk.
-
-    A run ends before its last chunk when a chunk brings nothing but failures that any request would meet now.
-    What a ``ServedEngine`` used in each chunk is appended to ``folder/usage.jsonl``.
-
-    Raises:
-        UserError: a line of the file is malformed.
+    """Append the missing ones of ``num_samples`` answers a problem: ``draw_answers`` of one sampling.
 
     Example:
         >>> import tempfile
@@ -121,48 +255,183 @@ def generate_answers(
         >>> counts.written, counts.tokens
         (3, 12)
     """
-    path = Path(folder) / file_name
-    on_disk = {answer.id for answer in read_records(path, Answer)}
-    chunks = []
-    counts = Counts()
-    for start in range(0, len(problems), chunk_size):
-        chunk = [(problem, index) for problem in problems[start : start + chunk_size] for index in range(num_samples)]
-        missing = sum(sampling.answer_id(problem.id, index) not in on_disk for problem, index in chunk)
-        counts.resumed += len(chunk) - missing
-        counts.missing += missing
-        if missing:
-            chunks.append(chunk)
-    on_progress(counts)
-    if not chunks:
-        return counts
+    draw = Draw(sampling=sampling, blocks=(num_samples,))
+    return draw_answers(problems, [draw], start_engine, prompt, folder, chunk_size, on_progress, file_name)
+
+
+def draw_answers(
+    problems: Sequence[Problem],
+    draws: Sequence[Draw],
+    start_engine: Callable[[], Engine],
+    prompt: Prompt,
+    folder: str | Path,
+    chunk_size: int = 64,
+    on_progress: Callable[[Counts], None] = lambda counts: None,
+    file_name: str = ANSWERS,
+) -> Counts:
+    """Append the missing answers of all draws to ``folder/file_name``, one draw after another.
+
+    Args:
+        problems: with distinct ids, as ``load_problems`` and ``keep_problems`` give them.
+        draws: of different samplings.
+        start_engine: called once, and only when an answer is missing; the engine is closed at the end.
+        chunk_size: problems in one engine call; like the sampling, it must be the same on resume.
+        on_progress: called at the start, when answers have been written and behind every chunk.
+
+    A run ends before its last chunk when a chunk brings nothing but failures that any request would meet now.
+    What a ``ServedEngine`` used in each chunk is appended to ``folder/usage.jsonl``.
+
+    Raises:
+        UserError: a line of the file is malformed.
+    """
+    book = _Book(problems, draws, Path(folder) / file_name, on_progress)
+    on_progress(book.counts)
+    if not book.counts.missing:
+        return book.counts
     with closing(start_engine()) as engine:
-        served = isinstance(engine, ServedEngine)
-        for chunk in chunks:
-            if served:
-                chunk = [(p, index) for p, index in chunk if sampling.answer_id(p.id, index) not in on_disk]
-            began = time.perf_counter()
-            outcomes = engine.generate([_request(problem, index, sampling, prompt) for problem, index in chunk])
-            counts.seconds += time.perf_counter() - began
-            answers = []
-            for (problem, index), outcome in zip(chunk, outcomes, strict=True):
-                if sampling.answer_id(problem.id, index) in on_disk:
-                    continue
-                if isinstance(outcome, Failure):
-                    counts.failed[outcome.reason] += 1
-                    counts.details.setdefault(outcome.reason, outcome.detail)
-                else:
-                    answers.append(_answer(problem, index, sampling, outcome))
-            if answers:
-                counts.written += append_records(path, answers)
-            if served:
-                _record_usage(engine, Path(folder) / USAGE)
-            counts.missing -= len(answers)
-            counts.cut += sum(answer.finish_reason == "length" for answer in answers)
-            counts.tokens += sum(answer.num_tokens for answer in answers)
-            on_progress(counts)
-            if all(isinstance(outcome, Failure) and outcome.general for outcome in outcomes):
-                break
-    return counts
+        asked = _ask(engine, _chunks(problems, draws, book.on_disk, chunk_size), prompt, book)
+        book.start_clock()
+        with closing(_answer(engine, asked)) as answered:
+            for chunk, outcomes in answered:
+                found = [book.take(chunk, position, outcome) for position, outcome in outcomes]
+                assert len(found) == len(chunk.pairs)
+                book.flush()
+                if isinstance(engine, ServedEngine):
+                    _record_usage(engine, Path(folder) / USAGE)
+                if all(found):
+                    break
+    return book.counts
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What one engine call asks for: problems with a sample's index, and which of their answers are on disk."""
+
+    sampling: Sampling
+    pairs: list[tuple[Problem, int]]
+    on_disk: list[bool]
+
+    def missing(self) -> _Chunk:
+        pairs = [pair for pair, there in zip(self.pairs, self.on_disk, strict=True) if not there]
+        return _Chunk(self.sampling, pairs, [False] * len(pairs))
+
+
+class _Book:
+    """What is on disk, and what of the engine's outcomes is not there yet."""
+
+    def __init__(
+        self, problems: Sequence[Problem], draws: Sequence[Draw], path: Path, on_progress: Callable[[Counts], None]
+    ) -> None:
+        self.counts, self._path, self._on_progress = Counts(), path, on_progress
+        self.on_disk = [np.zeros((len(problems), draw.num_samples), dtype=bool) for draw in draws]
+        grid_of = {draw.sampling: grid for draw, grid in zip(draws, self.on_disk, strict=True)}
+        row_of = {problem.id: row for row, problem in enumerate(problems)} if path.exists() else {}
+        for answer in read_records(path, Answer):
+            self._tally(answer)
+            grid, row = grid_of.get(answer.sampling), row_of.get(answer.problem_id)
+            if grid is not None and row is not None and answer.sample_index < grid.shape[1]:
+                grid[row, answer.sample_index] = True
+        self.counts.resumed = sum(int(grid.sum()) for grid in self.on_disk)
+        self.counts.missing = sum(grid.size for grid in self.on_disk) - self.counts.resumed
+        self._new: list[Answer] = []
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count ``seconds`` from here."""
+        self._flushed = time.perf_counter()
+
+    def take(self, chunk: _Chunk, position: int, outcome: Completion | Failure) -> bool:
+        """Note an outcome; whether any request would have failed like it."""
+        if not chunk.on_disk[position]:
+            if isinstance(outcome, Failure):
+                self.counts.failed[outcome.reason] += 1
+                self.counts.details.setdefault(outcome.reason, outcome.detail)
+            else:
+                self._new.append(_to_answer(*chunk.pairs[position], chunk.sampling, outcome))
+                if time.perf_counter() - self._flushed > _FLUSH_S:
+                    self.flush()
+        return isinstance(outcome, Failure) and outcome.general
+
+    def flush(self) -> None:
+        """Write what is new, and tell of it."""
+        if self._new:
+            self.counts.written += append_records(self._path, self._new)
+        self.counts.missing -= len(self._new)
+        for answer in self._new:
+            self._tally(answer)
+            self.counts.cut += answer.finish_reason == "length"
+            self.counts.tokens += answer.num_tokens
+        self._new = []
+        now = time.perf_counter()
+        self.counts.seconds += now - self._flushed
+        self._flushed = now
+        self._on_progress(self.counts)
+
+    def _tally(self, answer: Answer) -> None:
+        tally = self.counts.tallies.setdefault(answer.sampling.temperature, Tally())
+        tally.tokens += answer.num_tokens
+        if answer.finish_reason == "stop":
+            tally.stop += 1
+        else:
+            tally.length += 1
+
+
+def _chunks(
+    problems: Sequence[Problem], draws: Sequence[Draw], on_disk: Sequence[np.ndarray], chunk_size: int
+) -> Iterator[_Chunk]:
+    """The chunks in which an answer is missing, whole."""
+    for draw, grid in zip(draws, on_disk, strict=True):
+        for first, last in pairwise((0, *draw.blocks)):
+            for start in range(0, len(problems), chunk_size):
+                there = grid[start : start + chunk_size, first:last]
+                if not there.all():
+                    part = problems[start : start + chunk_size]
+                    pairs = [(problem, index) for problem in part for index in range(first, last)]
+                    yield _Chunk(draw.sampling, pairs, there.ravel().tolist())
+
+
+def _ask(
+    engine: Engine, chunks: Iterator[_Chunk], prompt: Prompt, book: _Book
+) -> Iterator[tuple[_Chunk, list[Request]]]:
+    """Chunks with their requests: whole, or what a server is still to answer.
+
+    Left out are chunks whose missing answers the engine refuses: the others would be sampled again for nothing.
+    """
+    for chunk in chunks:
+        if isinstance(engine, ServedEngine):
+            chunk = chunk.missing()
+        elif isinstance(engine, CheckingEngine) and any(chunk.on_disk):
+            missing = chunk.missing()
+            requests = {p.id: _request(p, index, chunk.sampling, prompt) for p, index in missing.pairs}
+            failures = {identity: engine.refuse(request) for identity, request in requests.items()}
+            if all(failures.values()):
+                for position, (problem, _) in enumerate(missing.pairs):
+                    book.take(missing, position, failures[problem.id])
+                continue
+        yield chunk, [_request(problem, index, chunk.sampling, prompt) for problem, index in chunk.pairs]
+
+
+def _answer(
+    engine: Engine, asked: Iterator[tuple[_Chunk, list[Request]]]
+) -> Iterator[tuple[_Chunk, Iterable[tuple[int, Completion | Failure]]]]:
+    """Each chunk with its outcomes, by whatever way the engine has."""
+    if isinstance(engine, PooledEngine):
+        under_way: dict[int, _Chunk] = {}
+
+        def give() -> Iterator[list[Request]]:
+            for number, (chunk, requests) in enumerate(asked):
+                under_way[number] = chunk
+                yield requests
+
+        for number, outcomes in engine.generate_chunks(give()):
+            yield under_way.pop(number), enumerate(outcomes)
+    elif isinstance(engine, StreamingEngine):
+        for chunk, requests in asked:
+            with closing(engine.stream(requests)) as outcomes:
+                yield chunk, outcomes
+    else:
+        for chunk, requests in asked:
+            yield chunk, enumerate(engine.generate(requests))
 
 
 def _record_usage(engine: ServedEngine, path: Path) -> None:
@@ -184,7 +453,7 @@ def _request(problem: Problem, index: int, sampling: Sampling, prompt: Prompt) -
     )
 
 
-def _answer(problem: Problem, index: int, sampling: Sampling, completion: Completion) -> Answer:
+def _to_answer(problem: Problem, index: int, sampling: Sampling, completion: Completion) -> Answer:
     return Answer(
         id=sampling.answer_id(problem.id, index),
         problem_id=problem.id,

@@ -3,16 +3,25 @@
 A prompt is either a chat (system and user message, rendered by the model's own chat template) or plain
 text (for base models). ``prefill`` is the beginning of the completion that the prompt already gives;
 reading a completion always starts from ``prefill + text``. ``stop`` ends a completion, and stays in it.
+
+A prompt may also come from a file (``load_prompt``). It is then named by its content, and a run's manifest keeps
+that content, so that ``get_prompt(name, folder)`` finds it wherever the file went.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
 
-from tt_reasoning.errors import unknown_name
+from tt_reasoning.errors import UserError, unknown_name
+from tt_reasoning.store import MANIFEST, read_manifest
+from tt_reasoning.types import Kind
 
 
 class Message(TypedDict):
@@ -51,6 +60,15 @@ class Prompt:
             return text + self.prefill
         system = [Message(role="system", content=self.system)] if self.system else []
         return [*system, Message(role="user", content=text)]
+
+    def template(self) -> dict[str, Any]:
+        """What it says, without its name: as a prompt file and a manifest hold it.
+
+        >>> PROMPTS["few_shot"].template()["stop"]
+        ['\\n\\n']
+        """
+        return {"system": self.system, "user": self.user, "chat": self.chat, "prefill": self.prefill,
+                "stop": list(self.stop)}  # fmt: skip
 
 
 _STEPS = "{question}\n\nWrite the solution, one short line a step. "
@@ -154,6 +172,8 @@ Answer:"""
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
+        # The question alone, for models that need no instruction, or one in the system message.
+        Prompt(name="question", user="{question}"),
         # The instruction stands behind the question, where small models heed it; short steps fit the limit.
         Prompt(name="answer", user=_STEPS + "The last line is 'The Answer is:' and the final answer."),
         Prompt(name="boxed", user=_STEPS + "Put the final answer inside \\boxed{}."),
@@ -178,11 +198,155 @@ PROMPTS: dict[str, Prompt] = {
 }
 
 
-def get_prompt(name: str) -> Prompt:
-    """The prompt of that name. Raises UserError for an unknown one and offers the nearest."""
-    if name not in PROMPTS:
+# System messages by name, for --system-prompt; with the prompt "question" they say all that there is to say.
+SYSTEM_PROMPTS: dict[str, str] = {
+    "answer": "Solve the problem step by step. The last line is 'The Answer is:' and the final answer.",
+    "boxed": "Solve the problem step by step and put the final answer inside \\boxed{}.",
+}
+_CUSTOM = "custom@"
+
+
+def default_prompt(kind: Kind) -> str:
+    """The name of the prompt for problems of a kind, where the user names none.
+
+    >>> default_prompt("choice"), default_prompt("math")
+    ('choice', 'answer')
+    """
+    return "choice" if kind == "choice" else "answer"
+
+
+def get_prompt(name: str, folder: str | Path | None = None) -> Prompt:
+    """The prompt of that name; one from a file by the manifest of the run's folder that used it.
+
+    Raises:
+        UserError: an unknown name (the nearest is offered), or a manifest without that prompt.
+    """
+    if name in PROMPTS:
+        return PROMPTS[name]
+    if folder is None or not name.startswith(_CUSTOM):
         raise unknown_name("prompt", name, PROMPTS)
-    return PROMPTS[name]
+    return _kept_prompt(name, str(folder))
+
+
+@functools.lru_cache
+def _kept_prompt(name: str, folder: str) -> Prompt:
+    template = read_manifest(folder).get("arguments", {}).get("template")
+    prompt = _named(_parse_template(template, f"{folder}/{MANIFEST}: template"))
+    if prompt.name != name:
+        raise UserError(f"{folder}/{MANIFEST} holds prompt {prompt.name}, answers name {name}; restore the manifest")
+    return prompt
+
+
+def load_prompt(prompt: str, system: str | None = None) -> Prompt:
+    """A prompt by name or file, with another system message by name or file.
+
+    A text file is the user's message, with ``{question}`` once. One that ends in .yaml, .yml or .json holds ``user``
+    (likewise), and if need be ``system``, ``chat`` (false for plain text), ``prefill`` and ``stop`` (one or several).
+    What is not word for word a prompt of this module is named by its content: ``custom@`` and 16 hex digits.
+
+    Args:
+        prompt: a name in ``PROMPTS``, or a file.
+        system: a name in ``SYSTEM_PROMPTS``, or a text file; None leaves the prompt's own.
+
+    Raises:
+        UserError: no such name or file, or a file that is no template.
+
+    Example:
+        >>> load_prompt("question", "boxed").render("2 + 2?")[0]["content"][:30]
+        'Solve the problem step by step'
+        >>> load_prompt("question", "boxed").name
+        'custom@df969cc3def3283c'
+    """
+    found = PROMPTS[prompt] if prompt in PROMPTS else _read_prompt(prompt)
+    if system is None and found.name:
+        return found
+    if system is not None:
+        if not found.chat:
+            raise UserError(f"--system-prompt {system}: prompt {prompt} is plain text and has no system message")
+        found = replace(found, system=_find_system(system))
+    for known in PROMPTS.values():
+        if known.template() == found.template():
+            return known
+    return _named(found)
+
+
+def _find_system(name: str) -> str:
+    if name in SYSTEM_PROMPTS:
+        return SYSTEM_PROMPTS[name]
+    if not _is_file_name(name):
+        raise unknown_name("system prompt", name, SYSTEM_PROMPTS)
+    text = _read_text(name)
+    if not text.strip():
+        raise UserError(f"{name} is empty; write the system message into it")
+    return text
+
+
+def _is_file_name(name: str) -> bool:
+    return "/" in name or Path(name).suffix in (".txt", ".yaml", ".yml", ".json") or Path(name).is_file()
+
+
+def _read_text(path: str) -> str:
+    """A text file without the newline that ends its last line."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n")
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable text file: {error}") from None
+
+
+def _read_prompt(path: str) -> Prompt:
+    import yaml
+
+    if not _is_file_name(path):
+        raise unknown_name("prompt", path, PROMPTS)
+    text, suffix = _read_text(path), Path(path).suffix
+    if suffix not in (".yaml", ".yml", ".json"):
+        return _parse_template({"user": text}, path)
+    try:
+        row = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not {suffix[1:].upper()}: {' '.join(str(error).split())}") from None
+    return _parse_template(row, path)
+
+
+_TEMPLATE: dict[str, type | tuple[type, ...]] = {
+    "user": str, "system": (str, type(None)), "chat": bool, "prefill": str, "stop": list
+}  # fmt: skip
+_WANTED = {"chat": "true or false", "stop": "a text or a list of texts, none of them empty"}
+
+
+def _parse_template(row: object, where: str) -> Prompt:
+    """A prompt without a name. Raises UserError for what is no template, and names the place."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a template: give user, and if need be system, chat, prefill and stop")
+    for key in row:
+        if key not in _TEMPLATE:
+            raise unknown_name(f"key in {where}", str(key), _TEMPLATE)
+    row = {"user": "", "chat": True, "prefill": "", "stop": [], "system": None} | row
+    stop = [row["stop"]] if isinstance(row["stop"], str) else row["stop"]
+    for key, value in (row | {"stop": stop}).items():
+        if not isinstance(value, _TEMPLATE[key]) or (key == "stop" and not all(isinstance(s, str) and s for s in stop)):
+            raise UserError(f"{where}: {key}: {row[key]!r}: wanted {_WANTED.get(key, 'a text')}")
+    user = row["user"]
+    if user.count("{question}") != 1:
+        raise UserError(
+            f"{where} holds {{question}} {user.count('{question}')} times; write it once, where the question goes"
+        )
+    prompt = Prompt(
+        name="", user=user, system=row["system"] or None, chat=row["chat"], prefill=row["prefill"], stop=tuple(stop)
+    )  # fmt: skip
+    if prompt.chat and prompt.prefill:
+        raise UserError(f"{where}: a chat has no prefill; write it as plain text with chat: false")
+    if prompt.system and not prompt.chat:
+        raise UserError(f"{where}: plain text has no system message; write it into user")
+    return prompt
+
+
+def _named(prompt: Prompt) -> Prompt:
+    """The prompt, named by its content."""
+    text = json.dumps(prompt.template(), ensure_ascii=False, sort_keys=True)
+    return replace(prompt, name=_CUSTOM + hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def choice_text(question: str, choices: Sequence[str]) -> str:

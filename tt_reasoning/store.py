@@ -99,20 +99,27 @@ def read_records(path: str | Path, cls: type[T]) -> Iterator[T]:
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, one at a time, like ``read_records`` but without a record type."""
+    for number, (_, line) in enumerate(read_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: not a JSON object")
+        yield row
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with the byte each begins at; none of no file; a torn last line is left out."""
     path = Path(path)
     if not path.exists():
         return
+    offset = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: not a JSON object")
-            yield row
+        for line in file:
+            if line.endswith(b"\n"):
+                yield offset, line
+            offset += len(line)
 
 
 def append_records(path: str | Path, records: Iterable[Any]) -> int:

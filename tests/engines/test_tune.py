@@ -41,10 +41,13 @@ def test_mixed_settings_come_back_in_the_order_of_the_requests(folder: Path) -> 
     assert found == [engine.generate([request])[0] for request in mixed]
 
 
-def test_a_prompt_without_room_for_its_completion_is_refused(folder: Path) -> None:
+def test_a_prompt_without_room_for_its_completion_fails_alone(folder: Path) -> None:
     engine = TuneEngine(str(folder), max_model_len=20)
-    with pytest.raises(UserError, match="a prompt of 18 tokens and max_new_tokens=10 are above the model's 20"):
-        engine.generate([Request(prompt="x" * 18, max_new_tokens=10)])
+    long, short = Request(prompt="x" * 18, max_new_tokens=10), Request(prompt="x", max_new_tokens=10)
+    found = engine.generate([long, short])
+    assert found == [engine.refuse(long), *engine.generate([short])]
+    assert found[0].reason == "too_long" and "a prompt of 18 tokens and 10 new ones" in found[0].detail
+    assert engine.refuse(short) is None
 
 
 def test_a_missing_folder_is_a_users_mistake(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,11 +92,31 @@ def test_a_stop_string_ends_a_completion_and_stays_in_it(engine: VllmEngine) -> 
     assert completion.text == " five, six" and completion.finish_reason == "stop"
 
 
-def test_a_prompt_without_room_for_its_completion_is_refused(engine: VllmEngine) -> None:
-    prompt = "word " * 500
-    with pytest.raises(UserError, match=r"a prompt of 50\d tokens with max_new_tokens=16 passes .* 512"):
-        sample(engine, 0, prompt=prompt)
-    assert len(sample(engine, 0, prompt=prompt, max_new_tokens=1)) == 1
+def test_a_prompt_without_room_for_its_completion_fails_alone(engine: VllmEngine) -> None:
+    long = Request(prompt="word " * 500, max_new_tokens=16)
+    failure = engine.refuse(long)
+    assert failure is not None and (failure.reason, failure.general) == ("too_long", False)
+    assert re.match(r"a prompt of 50\d tokens and 16 new ones are above the limit of 512; raise --max-", failure.detail)
+    short = Request(prompt="one, two,", max_new_tokens=2)
+    assert engine.refuse(short) is None
+    found = engine.generate([short, long, short])
+    assert found[1] == failure and [found[0].num_tokens, found[2].num_tokens] == [2, 2]
+    assert len(sample(engine, 0, prompt=long.prompt, max_new_tokens=1)) == 1
+    hopeless = engine.refuse(replace(short, max_new_tokens=512))
+    assert hopeless is not None and hopeless.general
+
+
+def test_completions_are_told_as_they_are_done_and_leaving_early_leaves_nothing_behind(engine: VllmEngine) -> None:
+    lengths = [24, 2, 8]
+    requests = [Request(prompt=CHAT, seed=n, max_new_tokens=n) for n in lengths]
+    found = list(engine.stream(requests))
+    assert [index for index, _ in found] == [1, 2, 0]
+    assert [completion for _, completion in sorted(found, key=lambda pair: pair[0])] == engine.generate(requests)
+    assert list(engine.stream(requests)) == found
+    early = engine.stream(requests)
+    assert next(early) == found[0]
+    early.close()
+    assert list(engine.stream(requests)) == found
 
 
 def test_seeded_prompts_of_more_tokens_than_one_step_takes_are_answered(engine: VllmEngine) -> None:
@@ -142,7 +164,7 @@ class StayOpen:
     """The shared engine, left open by the run that uses it."""
 
     def __init__(self, engine: VllmEngine) -> None:
-        self.generate = engine.generate
+        self.generate, self.stream = engine.generate, engine.stream
 
     def close(self) -> None:
         pass

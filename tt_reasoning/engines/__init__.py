@@ -13,6 +13,7 @@ ENGINES = {
     "vllm": "tt_reasoning.engines.vllm:VllmEngine",
     "tune": "tt_reasoning.engines.tune:TuneEngine",
     "openai": "tt_reasoning.engines.openai:OpenAIEngine",
+    "ray": "tt_reasoning.engines.ray:RayEngine",
     "scripted": "tt_reasoning.engines.scripted:ScriptedEngine",
 }
 
@@ -24,10 +25,10 @@ def open_engine(name: str, model: str, **options: object) -> Engine:
         UserError: an unknown engine or option, or no such model.
 
     Example:
-        >>> open_engine("vlm", "models/smollm2-135m")
+        >>> open_engine("vlm", "model")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: openai, scripted, tune, vllm
+        tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: openai, ray, scripted, ...
     """
     check_engine(name, model, **options)
     return _engine_class(name)(model, **{option: value for option, value in options.items() if value is not None})

@@ -19,6 +19,7 @@ FailureReason = Literal[
     "no_key",  # every key was refused or is spent
     "malformed",  # a response that is not what it should be
     "error_body",  # an error in a response of status 200
+    "too_long",  # the prompt leaves no room for max_new_tokens within the engine's limit
     "unfinished",  # it ended neither by itself nor at max_new_tokens: a content filter, a tool call
 ]
 
@@ -63,6 +64,28 @@ class Failure:
     general: bool = False
 
 
+def collect(outcomes: Iterable[tuple[int, Completion | Failure]]) -> list[Completion | Failure]:
+    """What a ``stream`` gave, in the order of its requests."""
+    return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
+
+
+def check_room(num_tokens: int, max_new_tokens: int, max_model_len: int) -> Failure | None:
+    """The failure of a prompt of ``num_tokens`` that leaves no room for its completion; None when there is room.
+
+    >>> check_room(500, 16, 512).detail
+    'a prompt of 500 tokens and 16 new ones are above the limit of 512; raise --max-model-len or lower --max-new-tokens'
+    >>> check_room(496, 16, 512)
+    """
+    if num_tokens + max_new_tokens <= max_model_len:
+        return None
+    return Failure(
+        reason="too_long",
+        detail=f"a prompt of {num_tokens} tokens and {max_new_tokens} new ones are above the limit of "
+        f"{max_model_len}; raise --max-model-len or lower --max-new-tokens",
+        general=max_new_tokens >= max_model_len,  # then no prompt fits
+    )
+
+
 class Engine(Protocol):
     """Samples completions. Requests with an equal prompt share its prefill where the engine can."""
 
@@ -72,6 +95,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that tells of every completion as it is done, so that it can be on disk before the others are."""
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]:
+        """The outcome of every request with its index, in an order that the same requests always have."""
+        ...
+
+
+@runtime_checkable
+class CheckingEngine(Engine, Protocol):
+    """An engine that knows, without running a request, that it will not take it."""
+
+    def refuse(self, request: Request) -> Failure | None:
+        """How the request would fail; None when the engine takes it."""
         ...
 
 

@@ -9,6 +9,12 @@ import tyro
 
 from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.engines.base import Engine
+from tt_reasoning.engines.pool import EnginePool, check_pool
+from tt_reasoning.engines.vllm import runs_on_cpu
+from tt_reasoning.errors import UserError
+
+_CHUNK_PROBLEMS = 64
+_CHUNK_ANSWERS_GPU = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +29,7 @@ class EngineOptions:
     """
 
     name: Annotated[str, tyro.conf.arg(name="engine")] = "vllm"
-    """What samples: vllm, tune, openai or scripted."""
+    """What samples: vllm, tune, openai, ray or scripted."""
     revision: str | None = None
     """Revision of a Hub model."""
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
@@ -31,7 +37,16 @@ class EngineOptions:
     max_model_len: int | None = None
     """Most tokens of a prompt with its answer; the engine's own choice unless given."""
     tensor_parallel_size: int | None = None
-    """GPUs that share the model; 1 unless given."""
+    """GPUs that share one copy of the model; 1 unless given."""
+    data_parallel_size: int | None = None
+    """Copies of the model side by side on this machine, each with GPUs (or a part of the CPU) of its own; 1 unless
+    given."""
+    gpu_memory_utilization: float | None = None
+    """vllm, ray: share of a GPU's memory for weights and cache; vLLM's own choice unless given."""
+    ray_address: str | None = None
+    """ray: address of the cluster, such as ray://head:10001 or auto; one on this machine is started unless given."""
+    num_workers: int | None = None
+    """ray: copies of the model over all machines; as many as fit unless given."""
     base_url: str | None = None
     """openai: address of the server, such as http://localhost:8000/v1; OPENAI_BASE_URL or OpenAI unless given."""
     keys: str | None = None
@@ -45,15 +60,40 @@ class EngineOptions:
 
     def check(self, model: str) -> None:
         """Raise the UserErrors of ``open`` that show without loading the model."""
+        check_pool(self.name, self._copies())
+        for name, value in (("tensor-parallel-size", self.tensor_parallel_size), ("num-workers", self.num_workers)):
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value}: give at least 1")
+        share = self.gpu_memory_utilization
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"--gpu-memory-utilization {share} is not above 0 and at most 1")
         check_engine(self.name, model, **self._given())
 
     def open(self, model: str) -> Engine:
         """The engine with its model loaded. Raises UserError as ``open_engine``."""
+        if self._copies() > 1:
+            return EnginePool(self.name, model, self._copies(), **self._given())
         return open_engine(self.name, model, **self._given())
 
     def identity(self) -> dict[str, object]:
         """What answers depend on, for a run's manifest: a resumed run may change the rest."""
         return {"engine": self.name, "revision": self.revision, "dtype": self.dtype}
 
+    def default_chunk_size(self, num_samples: int) -> int:
+        """Problems asked at once where the user does not say: on a GPU so many that its last answers, which leave
+        most of it idle, are few among all (docs/generation.md).
+
+        >>> EngineOptions(name="tune").default_chunk_size(4)
+        64
+        """
+        if self.name not in ("vllm", "ray") or runs_on_cpu():
+            return _CHUNK_PROBLEMS
+        return max(_CHUNK_PROBLEMS, -(-_CHUNK_ANSWERS_GPU // num_samples))
+
+    def _copies(self) -> int:
+        return 1 if self.data_parallel_size is None else self.data_parallel_size
+
     def _given(self) -> dict[str, object]:
-        return {option: value for option, value in asdict(self).items() if option != "name" and value is not None}
+        """The engine's own options among those that the user gave."""
+        ours = ("name", "data_parallel_size")
+        return {option: value for option, value in asdict(self).items() if option not in ours and value is not None}

@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.engines.base import Completion, Request, collect
 from tt_reasoning.errors import UserError, unknown_name
 
 _KEYS = ("answers", "delay_s", "fallback")
@@ -77,16 +77,18 @@ class ScriptedEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion a request, in order, after ``delay_s`` each."""
-        completions = []
-        for request in requests:
+        return collect(self.stream(requests))
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """The completions of ``generate`` with their indices, one after another."""
+        for index, request in enumerate(requests):
             time.sleep(self._delay_s)
             text = self._text(request)
             ends = [text.index(stop) + len(stop) for stop in request.stop if stop in text]
             words = re.findall(r"\s*\S+\s*", text[: min(ends, default=len(text))])
             kept = words[: request.max_new_tokens]
             reason = "length" if len(words) > len(kept) else "stop"
-            completions.append(Completion(text="".join(kept), num_tokens=len(kept), finish_reason=reason))
-        return completions
+            yield index, Completion(text="".join(kept), num_tokens=len(kept), finish_reason=reason)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -6,13 +6,12 @@ One prefill serves all requests with the same prompt; ``batch_size`` rows decode
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
-from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.engines.base import Completion, Failure, Request, check_room, collect
 from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.rollout import generate
@@ -52,19 +51,19 @@ class TuneEngine:
         self.batch_size = batch_size
         self.max_model_len = max_model_len or self.model.max_seq_len
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in the order of the requests.
+    def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
+        """One completion a request, in order; a prompt that leaves no room for its completion is a failure."""
+        return collect(self.stream(requests))
 
-        Raises:
-            UserError: a prompt that leaves no room for its completion; nothing is ever cut.
-        """
-        completions: list[Completion | None] = [None] * len(requests)
-        with tqdm(total=len(requests), desc="tune", unit="answer", leave=False) as bar:
-            for batch in self._batches(requests):
-                for index, completion in self._run(requests, batch):
-                    completions[index] = completion
-                    bar.update()
-        return [completion for completion in completions if completion is not None]
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]:
+        """The outcomes of ``generate`` with their indices, batch by batch."""
+        for batch in self._batches(requests):
+            yield from self._run(requests, batch)
+
+    def refuse(self, request: Request) -> Failure | None:
+        """The failure that a request would be for its length."""
+        num_tokens = len(self.tokenizer.encode_prompt(request.prompt))
+        return check_room(num_tokens, request.max_new_tokens, self.max_model_len)
 
     def _batches(self, requests: Sequence[Request]) -> list[list[list[int]]]:
         """Request indices as batches of groups: one prompt a group, equal settings and group sizes a batch."""
@@ -82,19 +81,25 @@ class TuneEngine:
                 open_batches[-1].append(part)
         return [batch for found in batches.values() for batch in found]
 
-    def _run(self, requests: Sequence[Request], batch: list[list[int]]) -> list[tuple[int, Completion]]:
+    def _run(
+        self, requests: Sequence[Request], batch: list[list[int]]
+    ) -> Iterator[tuple[int, Completion | Failure]]:
         first = requests[batch[0][0]]
-        prompts = [self.tokenizer.encode_prompt(requests[group[0]].prompt) for group in batch]
-        longest = max(map(len, prompts))
-        if longest + first.max_new_tokens > self.max_model_len:
-            raise UserError(
-                f"a prompt of {longest} tokens and max_new_tokens={first.max_new_tokens} are above the model's "
-                f"{self.max_model_len}; lower --max-new-tokens or leave the long problems out"
-            )
+        prompts, groups = [], []
+        for group in batch:
+            prompt = self.tokenizer.encode_prompt(requests[group[0]].prompt)
+            failure = check_room(len(prompt), first.max_new_tokens, self.max_model_len)
+            if failure:
+                yield from ((index, failure) for index in group)
+            else:
+                prompts.append(prompt)
+                groups.append(group)
+        if not groups:
+            return
         found = generate(
             self.model,
             prompts,
-            [[requests[index].seed for index in group] for group in batch],
+            [[requests[index].seed for index in group] for group in groups],
             max_new_tokens=first.max_new_tokens,
             temperature=first.temperature,
             top_k=first.top_k,
@@ -103,11 +108,9 @@ class TuneEngine:
             stop_tokens=self.tokenizer.stop_tokens,
             decode=self.tokenizer.decode,
         )
-        return [
-            (index, Completion(text=c.text, num_tokens=len(c.tokens), finish_reason=c.finish_reason))
-            for group, samples in zip(batch, found, strict=True)
-            for index, c in zip(group, samples, strict=True)
-        ]
+        for group, samples in zip(groups, found, strict=True):
+            for index, c in zip(group, samples, strict=True):
+                yield index, Completion(text=c.text, num_tokens=len(c.tokens), finish_reason=c.finish_reason)
 
     def close(self) -> None:
         """Free the model."""

@@ -1,4 +1,4 @@
-"""vLLM behind the engine protocol: the whole list of requests in one call, on a GPU or a CPU.
+"""vLLM behind the engine protocol: the whole list of requests at once, on a GPU or a CPU.
 
 Completions are repeatable: the same list of requests gives the same completions, in another process
 too. For that every request has its own seed, the scheduler runs in this process, and each call starts
@@ -8,17 +8,16 @@ a matrix product decides how it rounds (bf16 above all): ask again with the same
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import itertools
 import os
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.engines.base import Completion, Failure, Request, check_room, collect
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.prompts import Rendered
 
@@ -35,6 +34,13 @@ _ENVIRONMENT = {
 }
 # Prefill tokens of one step on a CPU, and the longest sequence there: enough for a set of answers.
 _CPU_TOKENS = 8192
+
+
+def runs_on_cpu() -> bool:
+    """Whether the vLLM that is installed is the one for CPUs (or there is none); vLLM itself is not imported."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return "cpu" in importlib.metadata.version("vllm")
+    return True
 
 
 def check_vllm(dtype: str) -> None:
@@ -125,35 +131,58 @@ class VllmEngine:
         self._tokenizer = self._llm.get_tokenizer()
         self.max_model_len: int = self._llm.model_config.max_model_len
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
         """One completion a request, in order; requests with an equal prompt share its prefill.
 
-        Raises:
-            UserError: a prompt leaves no room for its ``max_new_tokens``.
+        A prompt that leaves no room for its ``max_new_tokens`` is a failure (``too_long``), never cut.
         """
+        return collect(self.stream(requests))
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]:
+        """The outcomes of ``generate`` with their indices, as they are done."""
         from vllm import SamplingParams, TokensPrompt
 
-        prompts = []
-        for rendered, group in itertools.groupby(requests, key=lambda request: request.prompt):
+        prompts, sampling, asked = [], [], []
+        for rendered, group in itertools.groupby(enumerate(requests), key=lambda pair: pair[1].prompt):
             tokens = self._tokenize(rendered)
-            for request in group:
-                self._check_length(len(tokens), request.max_new_tokens)
+            for index, request in group:
+                failure = check_room(len(tokens), request.max_new_tokens, self.max_model_len)
+                if failure:
+                    yield index, failure
+                    continue
+                asked.append(index)
                 prompts.append(TokensPrompt(prompt_token_ids=tokens))
-        sampling = [
-            SamplingParams(
-                seed=request.seed,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                top_k=request.top_k,
-                max_tokens=request.max_new_tokens,
-                stop=list(request.stop),
-                include_stop_str_in_output=True,
-            )
-            for request in requests
-        ]
+                sampling.append(
+                    SamplingParams(
+                        seed=request.seed,
+                        temperature=request.temperature,
+                        top_p=request.top_p,
+                        top_k=request.top_k,
+                        max_tokens=request.max_new_tokens,
+                        stop=list(request.stop),
+                        include_stop_str_in_output=True,
+                    )
+                )
+        if not asked:
+            return
+        engine = self._llm.llm_engine
         self._llm.reset_prefix_cache()
-        outputs = self._llm.generate(prompts, sampling, use_tqdm=partial(tqdm, leave=False))
-        return [_to_completion(output.outputs[0]) for output in outputs]
+        ids = self._llm.enqueue(prompts, sampling, use_tqdm=False)
+        index_of = {name.partition("-")[0]: index for name, index in zip(ids, asked, strict=True)}
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        yield index_of.pop(output.request_id), _to_completion(output.outputs[0])
+        finally:
+            if index_of:  # the caller stops early
+                engine.abort_request([name for name in ids if name.partition("-")[0] in index_of], internal=True)
+        if index_of:
+            raise RuntimeError(f"vLLM gave no end to {len(index_of)} of {len(asked)} requests")
+
+    def refuse(self, request: Request) -> Failure | None:
+        """The failure that a request would be for its length."""
+        return check_room(len(self._tokenize(request.prompt)), request.max_new_tokens, self.max_model_len)
 
     def _tokenize(self, prompt: Rendered) -> list[int]:
         """Token ids, so that nothing downstream adds a second beginning-of-text to a rendered chat."""
@@ -162,13 +191,6 @@ class VllmEngine:
         return self._tokenizer.apply_chat_template(
             prompt, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-
-    def _check_length(self, num_tokens: int, max_new_tokens: int) -> None:
-        if num_tokens + max_new_tokens > self.max_model_len:
-            raise UserError(
-                f"a prompt of {num_tokens} tokens with max_new_tokens={max_new_tokens} passes the engine's limit "
-                f"of {self.max_model_len}; lower max_new_tokens, or raise max_model_len as far as the model allows"
-            )
 
     def close(self) -> None:
         """Free the model."""

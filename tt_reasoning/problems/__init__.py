@@ -201,7 +201,19 @@ SOURCES: dict[str, Source] = {
 def load_problems(
     dataset: str, split: str, *, data_files: str | None = None, limit: int | None = None, start: int = 0
 ) -> list[Problem]:
-    """The problems ``start`` to ``start + limit`` of a benchmark's split, in its order.
+    """The problems ``start`` to ``start + limit`` of a benchmark's split, in its order; see ``read_problems``.
+
+    Example:
+        >>> [p.reference for p in load_problems("quickstart", "test", limit=3)]
+        ['7', '8', '39']
+    """
+    return list(read_problems(dataset, split, data_files=data_files, limit=limit, start=start))
+
+
+def read_problems(
+    dataset: str, split: str, *, data_files: str | None = None, limit: int | None = None, start: int = 0
+) -> Iterator[Problem]:
+    """The problems ``start`` to ``start + limit`` of a benchmark's split, in its order, one at a time.
 
     Rows come from the Hub, or from ``data_files``: one .jsonl, .json (a list), .parquet or .csv file (with a header)
     with the columns of the Hub's dataset (or of the authors' file, see each ``to_problem``). Then ``split`` is the
@@ -211,10 +223,6 @@ def load_problems(
     Raises:
         UserError: unknown dataset or split, no such file, a malformed row (file and line are named), nothing
             left to load, or the Hub cannot be reached.
-
-    Example:
-        >>> [p.reference for p in load_problems("quickstart", "test", limit=3)]
-        ['7', '8', '39']
     """
     if dataset not in SOURCES:
         raise unknown_name("dataset", dataset, SOURCES)
@@ -234,7 +242,7 @@ def load_problems(
     else:
         place, rows = f"{dataset} ({split})", _read_file(DATA)
 
-    problems: dict[str, Problem] = {}
+    seen: set[str] = set()
     repeated = without_single_answer = 0
     for where, row in rows:
         if row.get("split", split) != split:
@@ -245,19 +253,20 @@ def load_problems(
             raise UserError(f"{where}: not a row of {dataset}: {error}") from None
         if problem is None:
             without_single_answer += 1
-        elif problem.id in problems:
+        elif problem.id in seen:
             repeated += 1
         else:
-            problems[problem.id] = problem
-            if limit is not None and len(problems) == start + limit:
+            seen.add(problem.id)
+            if len(seen) > start:
+                yield problem
+            if limit is not None and len(seen) == start + limit:
                 break
     if repeated:
         print(f"{place}: rows left out because they repeat an earlier question: {repeated}", file=sys.stderr)
     if without_single_answer:
         print(f"{place}: rows left out because they have several answers: {without_single_answer}", file=sys.stderr)
-    if len(problems) <= start:
-        raise UserError(f"{place} has {len(problems)} problems of split {split}, none from start={start} on")
-    return list(problems.values())[start:]
+    if len(seen) <= start:
+        raise UserError(f"{place} has {len(seen)} problems of split {split}, none from start={start} on")
 
 
 def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
