@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tt_reasoning import generation
 from tt_reasoning.engines.base import Completion, Failure, Request, Usage
 from tt_reasoning.engines.scripted import ScriptedEngine
 from tt_reasoning.errors import UserError
-from tt_reasoning.generation import Counts, check_complete, generate_answers, keep_problems
+from tt_reasoning.generation import (
+    Counts,
+    Tally,
+    check_complete,
+    draw_answers,
+    generate_answers,
+    keep_problems,
+    plan_draws,
+)
 from tt_reasoning.prompts import get_prompt
-from tt_reasoning.store import read_records, read_rows
+from tt_reasoning.store import open_run, read_records, read_rows
 from tt_reasoning.types import Answer, Problem, Sampling
 
 PROBLEMS = [Problem(source="demo", split="test", question=f"{n} + 1?", reference=str(n + 1)) for n in range(5)]
@@ -35,6 +45,52 @@ class TogetherEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+class StreamingTogetherEngine(TogetherEngine):
+    """The same, and what is asked together decides the order in which completions are done."""
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        done = list(enumerate(self.generate(requests)))
+        yield from sorted(done, key=lambda pair: hashlib.sha256(repr((pair, requests)).encode()).digest())
+
+
+class PoolOfEngines(TogetherEngine):
+    """Two copies: chunks come back in pairs, the later one first; one request fails as ``failures`` says."""
+
+    def __init__(self, failures: dict[int, Failure] | None = None) -> None:
+        super().__init__()
+        self.failures = failures or {}
+
+    def generate_chunks(
+        self, chunks: Iterable[Sequence[Request]]
+    ) -> Iterator[tuple[int, list[Completion | Failure]]]:
+        pair = []
+        for index, chunk in enumerate(chunks):
+            failure = self.failures.get(index)
+            pair.append((index, [failure] * len(chunk) if failure else self.generate(chunk)))
+            if len(pair) == 2:
+                yield from reversed(pair)
+                pair = []
+        yield from pair
+
+
+class NarrowEngine(TogetherEngine):
+    """Refuses a question, and says so beforehand."""
+
+    def __init__(self, question: str, general: bool = False) -> None:
+        super().__init__()
+        self.question, self.general = question, general
+
+    def refuse(self, request: Request) -> Failure | None:
+        if self.question not in request.prompt[-1]["content"]:
+            return None
+        return Failure(reason="too_long", detail="9 tokens", general=self.general)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
+        taken = [request for request in requests if not self.refuse(request)]
+        done = iter(super().generate(taken))
+        return [self.refuse(request) or next(done) for request in requests]
 
 
 class ServingEngine(TogetherEngine):
@@ -64,15 +120,16 @@ def answer(folder: Path, num_problems: int = 5, num_samples: int = 3, engine: ob
     return generate_answers(problems, SAMPLING, num_samples, lambda: engine, get_prompt("answer"), folder, 2)
 
 
-def test_a_run_killed_at_any_byte_ends_with_the_same_file(tmp_path: Path) -> None:
-    answer(tmp_path / "whole")
+@pytest.mark.parametrize("engine", [TogetherEngine, StreamingTogetherEngine])
+def test_a_run_killed_at_any_byte_ends_with_the_same_file(tmp_path: Path, engine: type[TogetherEngine]) -> None:
+    answer(tmp_path / "whole", engine=engine())
     whole = (tmp_path / "whole" / "answers.jsonl").read_bytes()
     assert len(whole.splitlines()) == 15
     for cut in range(0, len(whole), 41):
         folder = tmp_path / str(cut)
         folder.mkdir()
         (folder / "answers.jsonl").write_bytes(whole[:cut])
-        counts = answer(folder)
+        counts = answer(folder, engine=engine())
         assert (folder / "answers.jsonl").read_bytes() == whole
         assert counts.resumed == whole[:cut].count(b"\n") and counts.resumed + counts.written == 15
 
@@ -163,16 +220,103 @@ def test_a_malformed_line_is_refused_with_file_and_line_and_nothing_is_written(t
     assert path.read_bytes() == before
 
 
-def test_problems_grow_never_shrink_and_never_change(tmp_path: Path) -> None:
+def test_problems_are_added_behind_those_there_and_given_back_in_the_order_asked(tmp_path: Path) -> None:
     path = tmp_path / "problems.jsonl"
-    keep_problems(tmp_path, PROBLEMS[:2])
-    keep_problems(tmp_path, PROBLEMS[:4])
-    assert list(read_records(path, Problem)) == PROBLEMS[:4]
-    keep_problems(tmp_path, PROBLEMS[:1])
-    assert list(read_records(path, Problem)) == PROBLEMS[:4]
-    with pytest.raises(UserError, match=r"problems\.jsonl:1: another problem"):
-        keep_problems(tmp_path, PROBLEMS[1:])
-    assert list(read_records(path, Problem)) == PROBLEMS[:4]
+    assert list(keep_problems(tmp_path, PROBLEMS[1:3])) == PROBLEMS[1:3]
+    with path.open("ab") as file:
+        file.write(b'{"id":"torn')
+    kept = keep_problems(tmp_path, iter(PROBLEMS))
+    assert list(read_records(path, Problem)) == [PROBLEMS[i] for i in (1, 2, 0, 3, 4)]
+    assert list(kept) == PROBLEMS and len(kept) == 5
+    assert (kept[0], kept[-1], kept[1:4], kept[4:9]) == (PROBLEMS[0], PROBLEMS[4], PROBLEMS[1:4], PROBLEMS[4:])
+    before = path.read_bytes()
+    assert list(keep_problems(tmp_path, PROBLEMS[4:])) == PROBLEMS[4:]
+    with pytest.raises(UserError, match=f"problem {PROBLEMS[3].id} is another one than now asked; name a new folder"):
+        keep_problems(tmp_path, [replace(PROBLEMS[3], reference="5")])
+    assert path.read_bytes() == before
+
+
+def test_added_samples_and_temperatures_are_asked_without_what_is_there(tmp_path: Path) -> None:
+    hot = replace(SAMPLING, temperature=1.0)
+
+    def draw(engine: TogetherEngine, *asked: tuple[Sampling, int]) -> Counts:
+        with open_run(tmp_path / "run", "generate_answers", {}) as folder:
+            draws = plan_draws(folder, asked)
+            return draw_answers(PROBLEMS, draws, lambda: engine, get_prompt("answer"), folder, 2)
+
+    first, more, fewer = TogetherEngine(), TogetherEngine(), TogetherEngine()
+    draw(first, (SAMPLING, 2))
+    assert [len(call) for call in first.calls] == [4, 4, 2]
+    counts = draw(more, (SAMPLING, 5), (hot, 1))
+    assert [(len(call), call[0].temperature) for call in more.calls] == [
+        (6, 0.7), (6, 0.7), (3, 0.7), (2, 1.0), (2, 1.0), (1, 1.0)
+    ]  # fmt: skip
+    assert (counts.resumed, counts.written) == (10, 20)
+    assert counts.tallies == {0.7: Tally(stop=25, tokens=75), 1.0: Tally(stop=5, tokens=15)}
+    assert draw(fewer, (SAMPLING, 3)).missing == 0 and not fewer.calls
+
+    path = tmp_path / "run" / "answers.jsonl"
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 501):  # killed in either run: the last command makes up for both
+        path.write_bytes(whole[:cut])
+        draw(TogetherEngine(), (SAMPLING, 5), (hot, 1))
+        assert path.read_bytes() == whole
+
+
+def test_a_draw_for_fewer_samples_than_before_asks_for_no_more(tmp_path: Path) -> None:
+    with open_run(tmp_path, "generate_answers", {}) as folder:
+        assert plan_draws(folder, [(SAMPLING, 8)])[0].blocks == (8,)
+        assert plan_draws(folder, [(SAMPLING, 3)])[0].blocks == (3,)
+        assert plan_draws(folder, [(SAMPLING, 12)])[0].blocks == (8, 12)
+        assert plan_draws(folder, [(SAMPLING, 9)])[0].blocks == (8, 9)
+
+
+def test_an_answer_is_on_disk_before_its_chunk_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_FLUSH_S", 0.0)
+    path, seen = tmp_path / "answers.jsonl", []
+
+    def reply(request: Request) -> str:
+        seen.append(path.read_bytes().count(b"\n") if path.exists() else 0)
+        return "four"
+
+    answer(tmp_path, engine=ScriptedEngine(reply))
+    assert seen == list(range(15))
+
+
+def test_a_pool_brings_what_one_engine_does_and_is_asked_again_for_what_failed(tmp_path: Path) -> None:
+    failure = Failure(reason="timeout")
+    pool = PoolOfEngines({1: failure})
+    counts = answer(tmp_path / "pool", engine=pool)
+    assert (counts.written, counts.missing, dict(counts.failed)) == (9, 6, {"timeout": 6}) and pool.closed
+    answer(tmp_path / "pool", engine=PoolOfEngines())
+    answer(tmp_path / "one")
+    found = [sorted((tmp_path / name / "answers.jsonl").read_bytes().splitlines()) for name in ("pool", "one")]
+    assert found[0] == found[1]
+
+    gone = Failure(reason="unreachable", general=True)
+    pool = PoolOfEngines({0: gone, 1: gone})
+    assert answer(tmp_path / "gone", engine=pool).failed == {"unreachable": 6}
+    assert pool.closed and not pool.calls  # the third chunk was never drawn
+
+
+def test_what_an_engine_refuses_is_counted_and_its_neighbours_are_not_asked_again(tmp_path: Path) -> None:
+    engine = NarrowEngine("3 + 1?")
+    counts = answer(tmp_path, engine=engine)
+    assert (counts.written, counts.missing, dict(counts.failed)) == (12, 3, {"too_long": 3})
+    assert [len(call) for call in engine.calls] == [6, 3, 3]
+    again = NarrowEngine("3 + 1?")
+    counts = answer(tmp_path, engine=again)
+    assert (counts.resumed, counts.missing, dict(counts.failed), again.calls) == (12, 3, {"too_long": 3}, [])
+    with pytest.raises(UserError, match=r"^3 answers are missing: 3 too_long \(9 tokens\)"):
+        check_complete(counts)
+
+    path = tmp_path / "answers.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-4]))  # one of the refused one's chunk is lost too
+    answer(tmp_path, engine=again)
+    assert again.calls == engine.calls[1:] and path.read_bytes() == whole
+    wide = NarrowEngine("nothing")
+    assert answer(tmp_path, engine=wide).missing == 0 and [len(call) for call in wide.calls] == [6]
 
 
 def test_a_failure_is_counted_and_not_written_and_a_rerun_asks_for_it_alone(tmp_path: Path) -> None:

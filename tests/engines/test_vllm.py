@@ -108,7 +108,7 @@ def test_a_prompt_without_room_for_its_completion_fails_alone(engine: VllmEngine
 
 def test_completions_are_told_as_they_are_done_and_leaving_early_leaves_nothing_behind(engine: VllmEngine) -> None:
     lengths = [24, 2, 8]
-    requests = [Request(prompt=CHAT, seed=n, max_new_tokens=n) for n in lengths]
+    requests = [Request(prompt="one, two, three, four,", temperature=0.0, max_new_tokens=n) for n in lengths]
     found = list(engine.stream(requests))
     assert [index for index, _ in found] == [1, 2, 0]
     assert [completion for _, completion in sorted(found, key=lambda pair: pair[0])] == engine.generate(requests)

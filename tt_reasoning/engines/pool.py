@@ -4,9 +4,9 @@ Chunks of requests go to whichever copy is free. A copy that dies (killed, out o
 asked again; a chunk that ends three copies, or a copy that ends three times before it is ready, ends the run with
 the end of its log. Copies end with the process that started them, however that ends.
 
-    python -m tt_reasoning.engines.pool FD
+    python -m tt_reasoning.engines.pool FD LOG
 
-is a copy: it reads its engine's name, model and options from the socket FD, then requests.
+is a copy: it reads its engine's name, model and options from the socket FD, then requests; its output is in LOG.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class _Copy:
         ours, theirs = socket.socketpair()
         with theirs, open(descriptor, "wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tt_reasoning.engines.pool", str(theirs.fileno())],
+                [sys.executable, "-m", "tt_reasoning.engines.pool", str(theirs.fileno()), name],
                 env=_environment(os.environ, share),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -278,7 +278,10 @@ class _Copy:
         code = self.process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-        return "\n".join([f"{how}; its log is {self._log}" + (" and ends in:" if lines else ", empty"), *lines])
+        if not lines:
+            self._log.unlink()
+            return f"{how}, without a word"
+        return "\n".join([f"{how}; its log is {self._log} and ends in:", *lines])
 
     def end(self) -> None:
         """End the process, at once when it works; its log goes unless it tells of a failure."""
@@ -315,18 +318,19 @@ def _environment(environment: Mapping[str, str], share: Share) -> dict[str, str]
     return found
 
 
-def _end_with(parent: int) -> None:
-    """End this process, whatever it does, once its parent is gone."""
+def _end_with(parent: int, log: Path) -> None:
+    """End this process, whatever it does, once its parent is gone and nobody will read its log."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    log.unlink(missing_ok=True)
     os._exit(1)
 
 
 def main() -> None:
     """Be a copy."""
     faulthandler.enable()  # should native code abort, the log says where Python was
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    connection = Connection(int(sys.argv[1]))
+    connection, log = Connection(int(sys.argv[1])), Path(sys.argv[2])
+    threading.Thread(target=_end_with, args=(os.getppid(), log), daemon=True).start()
     cores, name, model, options = connection.recv()
     if cores:
         os.sched_setaffinity(0, cores)
@@ -334,17 +338,16 @@ def main() -> None:
         engine = open_engine(name, model, **options)
         connection.send(("ready", None))
         while True:
-            try:
-                method, argument = connection.recv()
-            except EOFError:
-                break
+            method, argument = connection.recv()
             if method == "generate":
                 connection.send(("done", engine.generate(argument)))
             else:
                 connection.send(("done", engine.refuse(argument) if isinstance(engine, CheckingEngine) else None))
-        engine.close()
     except UserError as error:
         connection.send(("mistake", str(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the caller wants no more, or is gone
+        log.unlink(missing_ok=True)
+        engine.close()
     os._exit(0)  # the interpreter's own way out takes seconds more
 
 
