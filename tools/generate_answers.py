@@ -68,8 +68,7 @@ class Arguments:
     temperatures: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--temperature",))] = (0.7,)
     """One or several; 0 is greedy."""
     prompt: str | None = None
-    """Name of a prompt in tt_reasoning/prompts.py, or a file with one (.txt, .yaml, .json); by the kind of the problems
-    unless given: choice for multiple choice, else answer."""
+    """A prompt of tt_reasoning/prompts.py or a file with one; choice for multiple choice, else answer, unless given."""
     system_prompt: str | None = None
     """System message in place of the prompt's own: answer, boxed, or a text file."""
     top_p: float = 1.0
@@ -81,8 +80,7 @@ class Arguments:
     seed: int = 0
     """Seed of the run; each answer has its own from it."""
     chunk_size: int | None = None
-    """Problems asked at once; unless given what the folder was begun with, in a new one 64, or on a GPU as many as
-    have 8192 answers."""
+    """Problems asked at once, always the same in a folder; in a new one 64, or 8192 answers' worth on a GPU."""
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
@@ -108,6 +106,7 @@ def main(args: Arguments) -> str:
     with open_run(args.out, "generate_answers", identity) as folder:
         kept = keep_problems(folder, chain([first], problems))
         draws = plan_draws(folder, [(_sampling(args, prompt, t), _num_samples(args, t)) for t in args.temperatures])
+        _tell_of_idle(args.engine.data_parallel_size or 1, len(kept), chunk_size, len(draws))
         with tqdm(total=len(kept) * sum(draw.num_samples for draw in draws), unit="answer") as bar:
             start_engine = partial(args.engine.open, args.model)
             counts = draw_answers(kept, draws, start_engine, prompt, folder, chunk_size, partial(_show, bar, set()))
@@ -194,6 +193,18 @@ def _begun_with(out: str) -> int | None:
     if not (Path(out) / MANIFEST).exists():
         return None
     return read_manifest(out).get("arguments", {}).get("chunk_size")
+
+
+def _tell_of_idle(num_engines: int, num_problems: int, chunk_size: int, num_draws: int) -> None:
+    """Say so when there are fewer chunks than engines."""
+    num_chunks = -(-num_problems // chunk_size) * num_draws
+    if num_chunks < num_engines:
+        least = max(1, num_problems * num_draws // num_engines)
+        print(
+            f"{num_chunks} chunks of {chunk_size} problems leave {num_engines - num_chunks} of {num_engines} engines "
+            f"idle; --chunk-size {least} in a new --out would not",
+            file=sys.stderr,
+        )
 
 
 def _show(bar: tqdm, told: set[str], counts: Counts) -> None:

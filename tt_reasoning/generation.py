@@ -121,7 +121,7 @@ def plan_draws(folder: str | Path, asked: Sequence[tuple[Sampling, int]]) -> lis
     known: dict[str, list[int]] = manifest.setdefault("num_samples", {})
     draws, grown = [], False
     for sampling, num_samples in asked:
-        blocks = known.setdefault(f"{sampling.temperature:g}", [])
+        blocks = known.setdefault(str(sampling.temperature), [])
         if num_samples > max(blocks, default=0):
             blocks.append(num_samples)
             grown = True
@@ -201,7 +201,7 @@ def describe_ends(tallies: dict[float, Tally]) -> dict[str, dict[str, float]]:
     found = {}
     for temperature, tally in sorted(tallies.items()):
         answers = tally.stop + tally.length
-        found[f"{temperature:g}"] = {
+        found[str(temperature)] = {
             "answers": answers,
             "stop": tally.stop,
             "length": tally.length,

@@ -96,6 +96,18 @@ MISBEHAVIOURS: dict[str, tuple[Callable[[Seen], Reply], str, str]] = {
 }  # fmt: skip
 
 
+def test_completions_come_in_order_before_the_last_is_there_and_the_rest_is_left() -> None:
+    def script(seen: Seen) -> Reply:
+        return Reply(body=answer(seen).body, stall_s=0.0 if seen.seed < 3 else 30.0)
+
+    with serving(script, concurrency=2, timeout_s=60.0) as (server, engine):
+        outcomes = engine.stream([Request(prompt="2 + 2 =", seed=seed) for seed in range(9)])
+        assert [next(outcomes)[1].text for _ in range(3)] == ["seed 0", "seed 1", "seed 2"]
+        outcomes.close()
+        assert engine.last_usage().answered == 3 and len(server.seen) <= 5
+        assert ask(engine, 2)[0].text == "seed 2"
+
+
 def test_every_misbehaviour_is_a_counted_failure_and_never_an_answer() -> None:
     kinds = list(MISBEHAVIOURS.values())
 
@@ -376,7 +388,7 @@ def test_a_rerun_asks_for_what_failed_and_for_nothing_else(tmp_path: Path) -> No
     with MisbehavingServer(script).running() as server:
         done = run(server.base_url, tmp_path / "run", concurrency=1)
         assert done.returncode == 2
-        assert done.stdout.startswith("6 answers written, ")
+        assert done.stdout.startswith("6 answers written: ")
         assert "error: 6 answers are missing: 2 malformed (" in done.stderr
         assert "Traceback" not in done.stderr
         first, asked = answers(tmp_path / "run"), [seen.seed for seen in server.seen]
@@ -543,7 +555,7 @@ def test_a_run_of_the_tool_on_vllms_server_is_repeatable_and_resumes(vllm_url: s
     options = {"temperature": 1.0, "max_new_tokens": 16, "limit": 3, "timeout_s": 120, "seed": 1}
     done = run(vllm_url, tmp_path / "run", **options)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("9 answers written, ")
+    assert done.stdout.startswith("9 answers written: ")
     found = answers(tmp_path / "run")
     assert len({a.text for a in found}) == 9 and all(0 < a.num_tokens <= 16 for a in found)
     assert {a.finish_reason for a in found} <= {"stop", "length"}

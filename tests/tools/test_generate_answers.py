@@ -195,7 +195,7 @@ def test_both_spellings_take_several_temperatures_and_greedy_is_asked_once(scrip
     done = run(script, tmp_path / "run", temperature=(0.5, 1), limit=4, num_samples=5)
     assert done.returncode == 0 and "28 answers written (12 were there)" in done.stdout
     stats = json.loads((tmp_path / "run" / "stats.json").read_text())
-    assert {temperature: row["answers"] for temperature, row in stats.items()} == {"0": 4, "0.5": 20, "1": 20}
+    assert {temperature: row["answers"] for temperature, row in stats.items()} == {"0.0": 4, "0.5": 20, "1.0": 20}
     assert len({a.id for a in answers(tmp_path / "run")}) == 44
 
 

@@ -31,15 +31,13 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
-from tt_reasoning.engines.base import Completion, Failure, FailureReason, Request, Usage
+from tt_reasoning.engines.base import Completion, Failure, FailureReason, Request, Usage, collect
 from tt_reasoning.errors import UserError
 
 if TYPE_CHECKING:
@@ -237,34 +235,42 @@ class OpenAIEngine:
         Raises:
             UserError: ``top_k`` for api.openai.com.
         """
+        return collect(self.stream(requests))
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]:
+        """The outcomes of ``generate`` with their indices, in order, each as soon as all before it are there."""
         if self._url == _OFFICIAL and any(request.top_k for request in requests):
             raise UserError("OpenAI's API has no top_k; leave --top-k away")
         began = time.perf_counter()
-        outcomes = self._runner.run(self._ask_all(requests))
-        self._usage = _add_up(self._url, outcomes, time.perf_counter() - began)
-        return [outcome.result for outcome in outcomes]
+        free = asyncio.Semaphore(self._at_once)
+        loop = self._runner.get_loop()
+        tasks = [loop.create_task(self._ask(request, free)) for request in requests]
+        outcomes: list[Outcome] = []
+        try:
+            for index, task in enumerate(tasks):
+                outcomes.append(loop.run_until_complete(task))
+                yield index, outcomes[-1].result
+        finally:
+            left = [task for task in tasks if not task.done()]  # the caller stops early
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._usage = _add_up(self._url, outcomes, time.perf_counter() - began)
 
     def last_usage(self) -> Usage:
-        """The usage of the latest call of ``generate``."""
+        """The usage of the latest call of ``generate`` or ``stream``."""
         return self._usage
 
-    async def _ask_all(self, requests: Sequence[Request]) -> list[Outcome]:
-        free = asyncio.Semaphore(self._at_once)
-        with tqdm(total=len(requests), desc="openai", unit="answer", leave=False) as bar:
-
-            async def ask(request: Request) -> Outcome:
-                async with free:
-                    found = await self._call(lambda client: self._send(client, request))
-                bar.update()
-                if isinstance(found, Failure):
-                    return Outcome(result=found)
-                outcome = read_response(found, request.stop)
-                if isinstance(outcome.result, Failure):
-                    told = replace(outcome.result, detail=self._one_line(outcome.result.detail))
-                    return replace(outcome, result=told)
-                return outcome
-
-            return await asyncio.gather(*map(ask, requests))
+    async def _ask(self, request: Request, free: asyncio.Semaphore) -> Outcome:
+        async with free:
+            found = await self._call(lambda client: self._send(client, request))
+        if isinstance(found, Failure):
+            return Outcome(result=found)
+        outcome = read_response(found, request.stop)
+        if isinstance(outcome.result, Failure):
+            told = replace(outcome.result, detail=self._one_line(outcome.result.detail))
+            return replace(outcome, result=told)
+        return outcome
 
     def _send(self, client: AsyncOpenAI, request: Request) -> Awaitable[Any]:
         body: dict[str, Any] = {

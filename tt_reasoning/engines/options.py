@@ -39,8 +39,7 @@ class EngineOptions:
     tensor_parallel_size: int | None = None
     """GPUs that share one copy of the model; 1 unless given."""
     data_parallel_size: int | None = None
-    """Copies of the model side by side on this machine, each with GPUs (or a part of the CPU) of its own; 1 unless
-    given."""
+    """Copies of the model side by side on this machine, each with its own GPUs or CPU cores; 1 unless given."""
     gpu_memory_utilization: float | None = None
     """vllm, ray: share of a GPU's memory for weights and cache; vLLM's own choice unless given."""
     ray_address: str | None = None

@@ -106,8 +106,9 @@ class EnginePool:
         self._opening = (name, model, options)
         self._failed_starts = 0
         self._copies: list[_Copy] = []
+        self._vacant: list[Share] = shares
         try:
-            self._copies += [_Copy(share, self._opening) for share in shares]
+            self._fill()
             for copy in self._copies:
                 copy.wait_until_ready()
         except _Died as death:
@@ -131,6 +132,7 @@ class EnginePool:
         new = (_Task(index, requests) for index, requests in enumerate(chunks))
         again: deque[_Task] = deque()
         more = True
+        self._fill()
         try:
             while True:
                 while (more or again) and self._free():
@@ -159,7 +161,8 @@ class EnginePool:
                             yield task.index, outcomes
         finally:
             for copy in [copy for copy in self._copies if copy.task]:  # the caller stops early
-                self._copies[self._copies.index(copy)] = _Copy(copy.share, self._opening)
+                self._copies.remove(copy)
+                self._vacant.append(copy.share)
                 copy.end()
 
     def refuse(self, request: Request) -> Failure | None:
@@ -173,6 +176,11 @@ class EnginePool:
         except _Died as death:
             self._replace(copy, death)
             return None
+
+    def _fill(self) -> None:
+        """Start a copy wherever there is none."""
+        while self._vacant:
+            self._copies.append(_Copy(self._vacant.pop(0), self._opening))
 
     def _free(self) -> _Copy | None:
         return next((copy for copy in self._copies if copy.ready and copy.task is None), None)
@@ -205,7 +213,9 @@ class EnginePool:
             self._failed_starts += 1
             if self._failed_starts == _MOST_DEATHS:
                 raise UserError(f"{_MOST_DEATHS} engines in a row died before they were ready; the last {death}")
-        self._copies[self._copies.index(copy)] = _Copy(copy.share, self._opening)
+        self._copies.remove(copy)
+        self._vacant.append(copy.share)
+        self._fill()
 
     def close(self) -> None:
         """End all copies."""
@@ -286,7 +296,7 @@ class _Copy:
     def end(self) -> None:
         """End the process, at once when it works; its log goes unless it tells of a failure."""
         self.connection.close()
-        self._kill(at_once=self.task is not None)
+        self._kill(at_once=not self.ready or self.task is not None)
         if self.process.returncode in (0, -signal.SIGKILL):
             self._log.unlink(missing_ok=True)
 
