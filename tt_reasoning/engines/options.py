@@ -43,9 +43,9 @@ class EngineOptions:
     gpu_memory_utilization: float | None = None
     """vllm, ray: share of a GPU's memory for weights and cache; vLLM's own choice unless given."""
     ray_address: str | None = None
-    """ray: address of the cluster, such as ray://head:10001 or auto; one on this machine is started unless given."""
+    """ray: HOST:PORT of the cluster's head, or auto, the cluster of this machine; this machine alone without one."""
     num_workers: int | None = None
-    """ray: copies of the model over all machines; as many as fit unless given."""
+    """ray: copies of the model on the cluster; as many as fit unless given."""
     base_url: str | None = None
     """openai: address of the server, such as http://localhost:8000/v1; OPENAI_BASE_URL or OpenAI unless given."""
     keys: str | None = None
