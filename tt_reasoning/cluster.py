@@ -148,7 +148,7 @@ def _find_address(ray_address: str | None) -> str:
 
 
 def _answers(address: str) -> bool:
-    """Whether something at the address speaks HTTP/2, as Ray's head does: Ray itself waits minutes for what does not."""
+    """Whether something there speaks HTTP/2, as Ray's head does; Ray itself waits minutes for what does not."""
     settings = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of type 4
     try:
         with socket.create_connection(_split_address(address), timeout=_CONNECT_S) as connection:
@@ -224,7 +224,7 @@ class _Member:
     place: Place | None = None
 
 
-class WorkerPool(Generic[T, R]):
+class ClusterPool(Generic[T, R]):
     """Workers on the machines of a cluster that was joined; close it to end them.
 
     Args:
@@ -269,7 +269,7 @@ class WorkerPool(Generic[T, R]):
         """How many chunks each worker has done."""
         self._members = [self._start() for _ in range(num_workers or fitting)]
 
-    def __enter__(self) -> WorkerPool[T, R]:
+    def __enter__(self) -> ClusterPool[T, R]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -502,10 +502,10 @@ def _one_line(text: str, most: int = 300) -> str:
 @contextlib.contextmanager
 def open_pool(
     open_worker: Callable[[], Callable[[T], R]], *, ray_address: str | None = None, num_workers: int | None = None
-) -> Iterator[WorkerPool[T, R]]:
+) -> Iterator[ClusterPool[T, R]]:
     """A pool with a worker a CPU of the cluster, or ``num_workers``. Raises UserError as ``join_cluster``."""
     check_ray(ray_address, num_workers)
-    with join_cluster(ray_address) as machines, WorkerPool(open_worker, machines, num_workers=num_workers) as pool:
+    with join_cluster(ray_address) as machines, ClusterPool(open_worker, machines, num_workers=num_workers) as pool:
         yield pool
 
 
@@ -516,7 +516,7 @@ def map_chunks(
     ray_address: str | None = None,
     num_workers: int | None = None,
 ) -> Iterator[R]:
-    """The result of every chunk, in order, computed on a worker a CPU of the cluster; see ``WorkerPool``."""
+    """The result of every chunk, in order, computed on a worker a CPU of the cluster; see ``ClusterPool``."""
     with open_pool(open_worker, ray_address=ray_address, num_workers=num_workers) as pool:
         yield from pool.map(chunks)
 

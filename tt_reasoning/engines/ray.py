@@ -1,9 +1,9 @@
 """vLLM on all machines of a Ray cluster: each worker has the model and takes whole chunks of requests.
 
-A worker is the vLLM engine in a process of its own, and a chunk is one call of it, so that the same chunk gives the same
-completions as ``--engine vllm`` does on such a machine. The driver draws the chunks and gets the outcomes; the machines
-share nothing but the model folder, which each must find under the same path (or a Hub name). ``tt_reasoning/cluster.py``
-says what becomes of a chunk whose worker dies, docs/clusters.md how to start a cluster.
+A worker is the vLLM engine in a process of its own, and a chunk is one call of it, so that the same chunk gives the
+same completions as ``--engine vllm`` does on such a machine. The driver draws the chunks and gets the outcomes; the
+machines share nothing but the model folder, which each must find under the same path (or a Hub name).
+``tt_reasoning/cluster.py`` says what becomes of a chunk whose worker dies, docs/clusters.md how to start a cluster.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tt_reasoning.cluster import Machine, Place, WorkerPool, check_ray, join_cluster
-from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.cluster import ClusterPool, Machine, Place, check_ray, join_cluster
+from tt_reasoning.engines.base import Completion, Failure, Request
 from tt_reasoning.errors import UserError, unknown_name
 
 
@@ -65,8 +65,8 @@ class RayEngine:
         }
         with contextlib.ExitStack() as stack:
             machines = stack.enter_context(join_cluster(ray_address))
-            self._pool: WorkerPool[list[Request], list[Completion]] = stack.enter_context(
-                WorkerPool(
+            self._pool: ClusterPool[list[Request], list[Completion | Failure]] = stack.enter_context(
+                ClusterPool(
                     partial(_open_vllm, model, options),
                     machines,
                     num_workers=num_workers,
@@ -101,16 +101,16 @@ class RayEngine:
         """How many chunks each worker has done."""
         return self._pool.work_done
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
         """One completion a request, in order, all from one worker. Raises as ``generate_chunks``."""
         ((_, completions),) = self.generate_chunks([requests])
         return completions
 
-    def generate_chunks(self, chunks: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Completion]]]:
+    def generate_chunks(self, chunks: Iterable[Sequence[Request]]) -> Iterator[tuple[int, list[Completion | Failure]]]:
         """The completions of every chunk with its index, as chunks are done, in any order.
 
         Raises:
-            UserError: as ``VllmEngine.generate`` and ``WorkerPool.map_unordered``.
+            UserError: as ``VllmEngine.generate`` and ``ClusterPool.map_unordered``.
         """
         return self._pool.map_unordered(map(list, chunks))
 
@@ -133,7 +133,7 @@ def _resources(machines: Sequence[Machine], tensor_parallel_size: int) -> dict[s
     return {"num_cpus": min((machine.num_cpus for machine in machines if machine.num_cpus), default=1), "num_gpus": 0}
 
 
-def _open_vllm(model: str, options: dict[str, Any]) -> Callable[[list[Request]], list[Completion]]:
+def _open_vllm(model: str, options: dict[str, Any]) -> Callable[[list[Request]], list[Completion | Failure]]:
     """In a worker: the engine with its model. A missing folder is told before vLLM loads."""
     os.environ["TQDM_DISABLE"] = "1"  # nobody sees its bars, and they would be its last words
     from tt_reasoning.engines import open_engine
