@@ -11,6 +11,7 @@ on which the two differ. A folder that was audited once is audited again wheneve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -22,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tt_reasoning.answer_sets import VERDICTS
+from tt_reasoning.cluster import check_ray, grade_on_cluster
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.grading import Fallback, Grader, accuracy, count_reasons
@@ -30,7 +32,7 @@ from tt_reasoning.prompts import get_prompt
 from tt_reasoning.selection import bootstrap_interval
 from tt_reasoning.store import append_records, lock, read_manifest, read_records, versions, write_json, write_records
 from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Answer, Problem, Verdict
+from tt_reasoning.types import Answer, Kind, Problem, Verdict
 
 CHUNK = 100  # answers graded between two writes
 DISAGREEMENTS = "disagreements.jsonl"
@@ -41,8 +43,10 @@ _TAIL = 600  # characters of an answer's end, for reading
 class Arguments:
     answers: Path
     """Folder that generate_answers wrote."""
-    num_workers: int = 1
-    """Comparisons at a time; each has a process of its own."""
+    num_workers: int | None = None
+    """Comparisons at a time, each in a process of its own; 1 unless given, on a cluster one a CPU."""
+    ray_address: str | None = None
+    """Grade on a Ray cluster: HOST:PORT of its head, or auto, the cluster of this machine."""
     timeout_s: float = 5.0
     """Limit of one comparison in seconds; beyond it the verdict is `timeout`."""
     fallback: Fallback = "none"
@@ -56,8 +60,10 @@ class Arguments:
 
 
 def main(args: Arguments) -> str:
-    if args.num_workers < 1:
+    if args.num_workers is not None and args.num_workers < 1:
         raise UserError(f"--num-workers {args.num_workers}: give at least 1")
+    if args.ray_address is not None:
+        check_ray(args.ray_address)
     if not 0 < args.timeout_s < 3600:
         raise UserError(f"--timeout-s {args.timeout_s:g}: give a number of seconds between 0 and 3600")
     read_manifest(args.answers)
@@ -65,19 +71,15 @@ def main(args: Arguments) -> str:
     problems = _read_problems(args.answers)
     problem_of = _check_answers(args.answers, problems)
 
-    grader = Grader(
-        timeout_s=args.timeout_s, num_workers=args.num_workers, fallback=args.fallback,
-        percent_as_fraction=args.percent_as_fraction,
-    )  # fmt: skip
     # A lock of its own: generate_answers may go on adding answers.
-    with lock(args.answers / ".verdicts.lock"), grader:
+    with lock(args.answers / ".verdicts.lock"):
         if not args.regrade:
             _check_settings(args)
         graded = set() if args.regrade else {verdict.answer_id for verdict in read_records(path, Verdict)}
         todo = (answer for answer in read_records(args.answers / ANSWERS, Answer) if answer.id not in graded)
         found = len(graded & problem_of.keys())
         with tqdm(total=len(problem_of), initial=found, unit="answer") as bar:
-            chunks = _grade(args.answers, todo, problems, grader, bar)
+            chunks = _grade(args, todo, problems, bar)
             if args.regrade:
                 _replace(args, chunks)
             else:
@@ -147,16 +149,31 @@ def _show(arguments: dict) -> str:
 
 
 def _grade(
-    folder: Path, answers: Iterator[Answer], problems: dict[str, Problem], grader: Grader, bar: tqdm
+    args: Arguments, answers: Iterator[Answer], problems: dict[str, Problem], bar: tqdm
 ) -> Iterator[list[Verdict]]:
-    """Verdicts, a chunk at a time. A completion is read from its prompt's prefill on."""
+    """Verdicts, a chunk at a time, graded here or on a cluster."""
+    chunks, settings = _items(args.answers, answers, problems), _settings(args)["arguments"]
+    with contextlib.ExitStack() as stack:
+        if args.ray_address is None:
+            grader = stack.enter_context(Grader(num_workers=args.num_workers or 1, **settings))
+            graded = map(grader.grade_many, chunks)
+        else:
+            graded = grade_on_cluster(chunks, settings, ray_address=args.ray_address, num_workers=args.num_workers)
+        for verdicts in graded:
+            yield verdicts
+            bar.update(len(verdicts))
+
+
+def _items(
+    folder: Path, answers: Iterator[Answer], problems: dict[str, Problem]
+) -> Iterator[list[tuple[str, str, str, Kind]]]:
+    """What ``Grader.grade_many`` takes, a chunk at a time. A completion is read from its prompt's prefill on."""
     while chunk := list(islice(answers, CHUNK)):
-        items = []
-        for answer in chunk:
-            problem = problems[answer.problem_id]
-            items.append((answer.id, _whole_text(folder, answer), problem.reference, problem.kind))
-        yield grader.grade_many(items)
-        bar.update(len(chunk))
+        asked = [problems[answer.problem_id] for answer in chunk]
+        yield [
+            (answer.id, _whole_text(folder, answer), problem.reference, problem.kind)
+            for answer, problem in zip(chunk, asked, strict=True)
+        ]
 
 
 def _whole_text(folder: Path, answer: Answer) -> str:
