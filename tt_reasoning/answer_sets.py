@@ -1,113 +1,263 @@
-"""Answer sets: a question with its first k sampled answers in a recorded random order, for the aggregator to read.
+"""Answer sets begin here: folders of answers read fast and in little memory, and a problem's first answers as a set.
 
-Everything streams: answers are found by where they stand in ``answers.jsonl``, so memory holds a few hundred
-bytes an answer, however long it is, and the sets come in the order of ``problems.jsonl``, whatever order (or resumed
-run) the answers were written in.
-
-Where this departs from the SSA reference (arXiv 2506.09014): the none-filter is one limit (``max_none``) and so
-never lets a set of nothing through; the order of the answers is shuffled; every text is tokenized once, in batches.
+Everything streams: an index says where each answer stands in ``answers.jsonl`` and what its verdict is, a few dozen
+bytes an answer, however long it is. Problems come in the order of ``problems.jsonl``, whatever order (or resumed run)
+the answers were written in. ``set_building`` makes training sets out of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import random
-import sys
+import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 from tt_reasoning import store
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
-from tt_reasoning.prompts import answer_set_text
-from tt_reasoning.types import Answer, AnswerSet, Problem, Reason, Verdict
+from tt_reasoning.types import Answer, AnswerSet, FinishReason, Problem, Reason, Sampling, Verdict
 
 VERDICTS = "verdicts.jsonl"
-_BATCH_SIZE = 128
+_REASONS: tuple[Reason, ...] = get_args(Reason)
+_UNGRADED = -1
+_MAX_ENDS = 50_000  # different ends of lines that are remembered; each has a number of tokens and a sampling
 
-CountTokens = Callable[[list[str]], list[int]]
 Group = tuple[Problem, Sequence[Answer]]
+DropReason = Literal[
+    "excluded", "references_differ", "too_few_answers", "none_answers", "too_long",
+    "source_surplus", "all_correct_surplus", "all_wrong_surplus",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A problem that gave no answer set, and why. Filters run in this order: too few, none, too long.
+    """A problem that gave no answer set, and why. Filters run in the order of the reasons in ``DropReason``.
 
-    >>> Dropped(problem_id="38d46ad3618826cf", reason="too_long", detail="4312 tokens, 4000 allowed").reason
-    'too_long'
+    >>> Dropped(problem_id="38d46ad3618826cf", source="gsm8k", reason="too_long", detail="4312 tokens, 4000 allowed")
+    Dropped(problem_id='38d46ad3618826cf', source='gsm8k', reason='too_long', detail='4312 tokens, 4000 allowed')
     """
 
     problem_id: str
-    reason: Literal["too_few_answers", "none_answers", "too_long"]
+    source: str
+    reason: DropReason
     detail: str
-
-
-class Kept(NamedTuple):
-    """An answer set and the length of its text in the aggregator's tokens."""
-
-    answer_set: AnswerSet
-    num_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerFolder:
-    """A folder of answers, indexed: where each problem's answers begin in ``answers.jsonl``, in bytes, and the
-    reason of each verdict by answer id. ``num_ungraded`` answers have no verdict. ``temperatures`` are those of the
-    answers indexed, rising."""
+    """A folder of answers, indexed.
+
+    ``problems`` has the byte at which each problem begins in ``problems.jsonl``, in order; ``rows`` the numbers of its
+    answers in the columns, in the order of ``answers.jsonl``. The columns: ``offsets`` is the byte at which an answer
+    begins, ``sample_indexes`` its own, ``ways`` its place in ``samplings``, ``verdicts`` the number of its reason.
+    ``num_ungraded`` answers have no verdict; ``num_repeated`` stood there before and are left out.
+    """
 
     path: Path
-    offsets: dict[str, array[int]]
-    reasons: dict[str, Reason]
+    problems: dict[str, int]
+    splits: frozenset[str]
+    rows: dict[str, array[int]]
+    offsets: array[int]
+    sample_indexes: array[int]
+    ways: array[int]
+    verdicts: array[int]
+    samplings: tuple[Sampling, ...]
     num_ungraded: int
-    temperatures: tuple[float, ...]
+    num_repeated: int
 
     @property
     def num_samples(self) -> int:
         """The most answers that a problem has."""
-        return max(map(len, self.offsets.values()), default=0)
+        return max(map(len, self.rows.values()), default=0)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Of the answers indexed, rising."""
+        return tuple(sorted({sampling.temperature for sampling in self.samplings}))
+
+    def reason(self, row: int) -> Reason:
+        """The verdict's reason of a graded answer."""
+        return _REASONS[self.verdicts[row]]
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether any answer has a verdict."""
+        return self.num_ungraded < len(self.offsets)
 
 
 def open_answers(folder: str | Path, *, temperature: float | None = None) -> AnswerFolder:
     """Index a folder of ``generate_answers``: all its answers, or those of one temperature.
 
     Raises:
-        UserError: no such folder, no answers (of that temperature), or a malformed line.
+        UserError: no such folder, no answers (of that temperature), or a malformed line. Texts are not looked at
+            here but when they are read.
     """
     folder = Path(folder)
     store.read_manifest(folder)
-    reasons: dict[str, Reason] = {}
-    for verdict in store.read_records(folder / VERDICTS, Verdict):
-        reasons[verdict.answer_id] = sys.intern(verdict.reason)
-    offsets: dict[str, array[int]] = {}
-    num_ungraded = 0
-    temperatures: set[float] = set()
+    problems, splits = _index_problems(folder / PROBLEMS)
+    rows: dict[str, array[int]] = {}
+    offsets, sample_indexes, ways, verdicts = array("q"), array("q"), array("H"), array("b")
+    numbers: dict[Sampling, int] = {}
+    others: set[float] = set()
+    ungraded: dict[str, int] = {}
+    num_repeated = 0
+    reader, graded = AnswerReader(folder / ANSWERS), _VerdictQueue(folder / VERDICTS)
     for offset, line in _whole_lines(folder / ANSWERS):
-        answer = _load_answer(folder / ANSWERS, offset, line)
-        temperatures.add(answer.sampling.temperature)
-        if temperature not in (None, answer.sampling.temperature):
+        identity, problem_id, sample_index, sampling = reader.locate(offset, line)
+        verdict = graded.take(identity)
+        if temperature not in (None, sampling.temperature):
+            others.add(sampling.temperature)
             continue
-        offsets.setdefault(answer.problem_id, array("q")).append(offset)
-        num_ungraded += answer.id not in reasons
-    if not temperatures:
+        way = numbers.setdefault(sampling, len(numbers))
+        of_problem = rows.setdefault(problem_id, array("q"))
+        if any(sample_indexes[row] == sample_index and ways[row] == way for row in of_problem):
+            num_repeated += 1
+            continue
+        row = len(offsets)
+        of_problem.append(row)
+        offsets.append(offset)
+        sample_indexes.append(sample_index)
+        ways.append(way)
+        verdicts.append(verdict)
+        if verdict == _UNGRADED:
+            ungraded[identity] = row
+    for identity, verdict in graded.rest():
+        row = ungraded.pop(identity, None)
+        if row is not None:
+            verdicts[row] = verdict
+    if not offsets and not others:
         raise UserError(f"{folder} has no answers yet; run: python tools/generate_answers.py ... --out {folder}")
     if not offsets:
-        there = ", ".join(f"{value:g}" for value in sorted(temperatures))
+        there = ", ".join(f"{value:g}" for value in sorted(others))
         raise UserError(f"{folder} has no answers of temperature {temperature:g}; there are: {there}")
     return AnswerFolder(
-        path=folder, offsets=offsets, reasons=reasons, num_ungraded=num_ungraded,
-        temperatures=tuple(sorted(temperatures if temperature is None else {temperature})),
+        path=folder, problems=problems, splits=splits, rows=rows, offsets=offsets, sample_indexes=sample_indexes,
+        ways=ways, verdicts=verdicts, samplings=tuple(numbers), num_ungraded=len(ungraded), num_repeated=num_repeated,
     )  # fmt: skip
+
+
+def _index_problems(path: Path) -> tuple[dict[str, int], frozenset[str]]:
+    """Where each problem begins, in bytes, and the splits that there are."""
+    places: dict[str, int] = {}
+    splits = set()
+    for offset, line in _whole_lines(path):
+        problem = load_line(Problem, path, offset, line)
+        places[problem.id] = offset
+        splits.add(problem.split)
+    return places, frozenset(splits)
+
+
+class AnswerReader:
+    """Reads lines of ``answers.jsonl``. What repeats from line to line, everything but ids and text, is parsed once.
+
+    A line is taken apart only as the project itself writes it; any other goes through the whole of ``load_record``,
+    which also says what is wrong with a malformed one.
+
+    >>> import tempfile
+    >>> sampling = Sampling(model="m", prompt="answer")
+    >>> answer = Answer(id="a", problem_id="p", sample_index=0, text="It is 4.", num_tokens=4, finish_reason="stop",
+    ...                 sampling=sampling)
+    >>> line = store.dump_record(answer).encode() + b"\\n"
+    >>> AnswerReader("answers.jsonl").read(0, line) == answer
+    True
+    """
+
+    _HEAD = re.compile(rb'\{"id":"([^"\\]+)","problem_id":"([^"\\]+)","sample_index":(\d+),"text":"')
+    _END = b'","num_tokens":'  # unescaped quotes: this can stand in no text
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._ends: dict[bytes, tuple[int, FinishReason, Sampling]] = {}
+        self._samplings: dict[Sampling, Sampling] = {}
+
+    def locate(self, offset: int, line: bytes) -> tuple[str, str, int, Sampling]:
+        """Id, problem, sample index and sampling of the answer that stands at a byte of the file."""
+        head = self._HEAD.match(line)
+        known = self._ends.get(line[line.rfind(self._END) :]) if head else None
+        if known is None:
+            answer = self._read_whole(offset, line)
+            return answer.id, answer.problem_id, answer.sample_index, answer.sampling
+        return head[1].decode(), head[2].decode(), int(head[3]), known[2]
+
+    def read(self, offset: int, line: bytes) -> Answer:
+        """The whole answer. Raises UserError when the line holds none."""
+        head, end = self._HEAD.match(line), line.rfind(self._END)
+        known = self._ends.get(line[end:]) if head else None
+        if known is None:
+            return self._read_whole(offset, line)
+        try:
+            text = json.loads(line[head.end() - 1 : end + 1])
+        except ValueError:
+            return self._read_whole(offset, line)
+        num_tokens, finish_reason, sampling = known
+        return Answer(
+            id=head[1].decode(), problem_id=head[2].decode(), sample_index=int(head[3]), text=text,
+            num_tokens=num_tokens, finish_reason=finish_reason, sampling=sampling,
+        )  # fmt: skip
+
+    def _read_whole(self, offset: int, line: bytes) -> Answer:
+        answer = load_line(Answer, self._path, offset, line)
+        end = line.rfind(self._END)
+        if end >= 0 and len(self._ends) < _MAX_ENDS:
+            sampling = self._samplings.setdefault(answer.sampling, answer.sampling)
+            self._ends[line[end:]] = answer.num_tokens, answer.finish_reason, sampling
+        return answer
+
+
+class _VerdictQueue:
+    """The verdicts of a file, asked for in the order of the answers, which is mostly theirs: few wait in memory."""
+
+    _HEAD = re.compile(rb'\{"answer_id":"([^"\\]+)","extracted":')
+    _END = b',"correct":'  # an unescaped quote in front of a colon: this can stand in no extracted result
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines = _whole_lines(path)
+        self._ends: dict[bytes, int] = {}
+        self._waiting: dict[str, int] = {}
+
+    def take(self, answer_id: str) -> int:
+        """The number of the answer's reason, or _UNGRADED where it is not known yet."""
+        if self._waiting:
+            found = self._waiting.pop(answer_id, None)
+            if found is not None:
+                return found
+        for offset, line in self._lines:
+            identity, verdict = self._parse(offset, line)
+            if identity == answer_id:
+                return verdict
+            self._waiting[identity] = verdict
+            break
+        return _UNGRADED
+
+    def rest(self) -> Iterator[tuple[str, int]]:
+        """What nobody has taken."""
+        yield from self._waiting.items()
+        for offset, line in self._lines:
+            yield self._parse(offset, line)
+
+    def _parse(self, offset: int, line: bytes) -> tuple[str, int]:
+        head = self._HEAD.match(line)
+        end = line[line.rfind(self._END) :]
+        known = self._ends.get(end) if head else None
+        if known is not None:
+            return head[1].decode(), known
+        verdict = load_line(Verdict, self._path, offset, line)
+        number = _REASONS.index(verdict.reason)
+        if head and len(end) < 100:
+            self._ends[end] = number
+        return verdict.answer_id, number
 
 
 def require_verdicts(answers: AnswerFolder) -> None:
     """Raise UserError unless every answer has been graded."""
     command = f"run: python tools/check_answers.py --answers {answers.path}"
-    if not answers.reasons:
+    if not answers.is_graded:
         raise UserError(f"{answers.path} has no {VERDICTS}; {command}")
     if answers.num_ungraded:
         raise UserError(f"{answers.path}: {answers.num_ungraded} answers have no verdict yet; {command}")
@@ -115,11 +265,16 @@ def require_verdicts(answers: AnswerFolder) -> None:
 
 def require_samples(answers: AnswerFolder, num_answers: int) -> None:
     """Raise UserError when ``num_answers`` is no number of answers that some problem of the folder has."""
+    require_enough(num_answers, answers.num_samples, str(answers.path))
+
+
+def require_enough(num_answers: int, num_samples: int, where: str) -> None:
+    """The same for ``num_samples`` that are known."""
     if num_answers < 1:
         raise UserError(f"num_answers={num_answers} should be at least 1")
-    if num_answers > answers.num_samples:
+    if num_answers > num_samples:
         raise UserError(
-            f"num_answers={num_answers} is above the {answers.num_samples} samples a problem has in {answers.path}; "
+            f"num_answers={num_answers} is above the {num_samples} samples a problem has in {where}; "
             "generate more or lower it"
         )
 
@@ -130,18 +285,26 @@ def read_groups(answers: AnswerFolder) -> Iterator[Group]:
     Raises:
         UserError: a malformed line, or answers to a problem that ``problems.jsonl`` lacks.
     """
-    unknown = set(answers.offsets)
+    require_problems(answers)
     path = answers.path / ANSWERS
+    reader = AnswerReader(path)
     with path.open("rb") as file:
         for problem in store.read_records(answers.path / PROBLEMS, Problem):
             group = []
-            for offset in answers.offsets.get(problem.id, ()):
+            for row in answers.rows.get(problem.id, ()):
+                offset = answers.offsets[row]
                 file.seek(offset)
-                group.append(_load_answer(path, offset, file.readline()))
-            unknown.discard(problem.id)
+                group.append(reader.read(offset, file.readline()))
             yield problem, sorted(group, key=lambda a: (a.sampling.temperature, a.sample_index))
+
+
+def require_problems(answers: AnswerFolder) -> None:
+    """Raise UserError when there are answers to a problem that ``problems.jsonl`` lacks."""
+    unknown = answers.rows.keys() - answers.problems.keys()
     if unknown:
-        raise UserError(f"{path} has answers to problem {min(unknown)}, which {PROBLEMS} lacks; use a new folder")
+        raise UserError(
+            f"{answers.path / ANSWERS} has answers to problem {min(unknown)}, which {PROBLEMS} lacks; use a new folder"
+        )
 
 
 def first_answers(
@@ -155,7 +318,6 @@ def first_answers(
             ``random.Random(answer_set.order_seed).shuffle`` of the first answers gives its order again.
 
     Example:
-        >>> from tt_reasoning.types import Sampling
         >>> problem = Problem(source="demo", split="test", question="What is 2 + 2?", reference="4")
         >>> answers = [
         ...     Answer(id=str(i), problem_id=problem.id, sample_index=i, text="4", num_tokens=1, finish_reason="stop",
@@ -164,87 +326,35 @@ def first_answers(
         ['3', '0', '2', '1']
     """
     if len(answers) < num_answers:
-        return Dropped(
-            problem_id=problem.id, reason="too_few_answers", detail=f"{len(answers)} answers, {num_answers} needed"
-        )
-    order_seed = int(hashlib.sha256(f"{order_seed} {problem.id}".encode()).hexdigest()[:8], 16)
-    order = list(answers[:num_answers])
-    random.Random(order_seed).shuffle(order)
-    chosen = tuple(order)
-    identity = AnswerSet.make_id(problem, chosen, order_seed)
-    return AnswerSet(id=identity, problem=problem, answers=chosen, order_seed=order_seed)
+        return too_few(problem, len(answers), num_answers)
+    seed = seed_of_set(order_seed, problem.id)
+    chosen = tuple(shuffled(answers[:num_answers], seed))
+    return AnswerSet(
+        id=AnswerSet.make_id(problem, chosen, seed), problem=problem, answers=chosen, order_seed=seed
+    )
 
 
-def build_answer_sets(
-    groups: Iterable[Group],
-    *,
-    num_answers: int,
-    order_seed: int,
-    max_none: int,
-    is_extractable: Callable[[Answer], bool],
-    max_length: int,
-    count_tokens: CountTokens,
-) -> Iterator[Kept | Dropped]:
-    """One result a group, in order, in flat memory.
 
-    Args:
-        groups: problems with their answers by ``sample_index``, as ``read_groups`` gives them.
-        num_answers: answers in a set: the first so many.
-        order_seed: see ``first_answers``.
-        max_none: a set may have this many answers without an extractable result.
-        is_extractable: whether an answer has an extractable result.
-        max_length: a set's text (``answer_set_text``) may have this many tokens.
-        count_tokens: the lengths of a batch of texts.
-    """
-    made = (first_answers(problem, answers, num_answers, order_seed) for problem, answers in groups)
-    checked = (_check_none(found, max_none, is_extractable) for found in made)
-    for batch in _batched(checked, _BATCH_SIZE):
-        sets = [found for found in batch if isinstance(found, AnswerSet)]
-        texts = [answer_set_text(s.problem.question, [answer.text for answer in s.answers]) for s in sets]
-        lengths = iter(count_tokens(texts))
-        for found in batch:
-            yield found if isinstance(found, Dropped) else _check_length(found, next(lengths), max_length)
+def seed_of_set(order_seed: int, problem_id: str) -> int:
+    """The seed that a set records, from the run's and its problem."""
+    return int(hashlib.sha256(f"{order_seed} {problem_id}".encode()).hexdigest()[:8], 16)
 
 
-def _check_none(
-    found: AnswerSet | Dropped, max_none: int, is_extractable: Callable[[Answer], bool]
-) -> AnswerSet | Dropped:
-    if isinstance(found, Dropped):
-        return found
-    none = sum(not is_extractable(answer) for answer in found.answers)
-    if none <= max_none:
-        return found
-    detail = f"{none} of {len(found.answers)} answers have no extractable result, {max_none} allowed"
-    return Dropped(problem_id=found.problem.id, reason="none_answers", detail=detail)
+def shuffled(items: Sequence[store.T], seed: int) -> list[store.T]:
+    """The items in the order that ``random.Random(seed).shuffle`` gives."""
+    order = list(items)
+    random.Random(seed).shuffle(order)
+    return order
 
 
-def _check_length(found: AnswerSet, num_tokens: int, max_length: int) -> Kept | Dropped:
-    if num_tokens <= max_length:
-        return Kept(found, num_tokens)
-    detail = f"{num_tokens} tokens, {max_length} allowed"
-    return Dropped(problem_id=found.problem.id, reason="too_long", detail=detail)
+def too_few(problem: Problem, available: int, needed: int) -> Dropped:
+    """What becomes of a problem with fewer answers than a set needs."""
+    return drop(problem, "too_few_answers", f"{available} answers, {needed} needed")
 
 
-def _batched(items: Iterable[AnswerSet | Dropped], size: int) -> Iterator[list[AnswerSet | Dropped]]:
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def load_token_counter(tokenizer: str | Path) -> CountTokens:
-    """Counts tokens by the ``tokenizer.json`` of a model's folder, without special tokens, truncation or padding.
-
-    Raises UserError when there is no such file.
-    """
-    from tokenizers import Tokenizer
-
-    path = Path(tokenizer) / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"no tokenizer at {path}; name a model's folder, such as one of tools/get_model.py")
-    loaded = Tokenizer.from_file(str(path))
-    loaded.no_truncation()
-    loaded.no_padding()
-    return lambda texts: [len(e) for e in loaded.encode_batch_fast(texts, add_special_tokens=False)]
+def drop(problem: Problem, reason: DropReason, detail: str) -> Dropped:
+    """A problem as one that gave no set."""
+    return Dropped(problem_id=problem.id, source=problem.source, reason=reason, detail=detail)
 
 
 def describe_records(path: str | Path) -> str:
@@ -256,10 +366,13 @@ def describe_records(path: str | Path) -> str:
     ...     describe_records(file.name)
     '2 records, sha256 5b8f82d3cc665330'
     """
-    digest, count = hashlib.sha256(), 0
-    for _, line in _whole_lines(Path(path)):
-        digest.update(line)
-        count += 1
+    digest, count, torn = hashlib.sha256(), 0, b""
+    if Path(path).exists():
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                whole, newline, torn = (torn + block).rpartition(b"\n")
+                digest.update(whole + newline)
+                count += whole.count(b"\n") + len(newline)
     return f"{count} records, sha256 {digest.hexdigest()[:16]}"
 
 
@@ -275,9 +388,11 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
-def _load_answer(path: Path, offset: int, line: bytes) -> Answer:
+def load_line(cls: type[store.T], path: Path, offset: int, line: bytes) -> store.T:
+    """The record of a line. Raises UserError, with the line's number, when it holds none."""
     try:
-        return store.load_record(Answer, json.loads(line))
+        return store.load_record(cls, json.loads(line))
     except (ValueError, AttributeError) as error:
         number = 1 + path.read_bytes()[:offset].count(b"\n")
-        raise UserError(f"{path}:{number}: not an Answer record: {error}") from None
+        article = "an" if cls.__name__[0] == "A" else "a"
+        raise UserError(f"{path}:{number}: not {article} {cls.__name__} record: {error}") from None

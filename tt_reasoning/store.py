@@ -164,12 +164,17 @@ def write_atomic(path: str | Path, text: str) -> None:
 
 def write_records(path: str | Path, records: Iterable[Any]) -> int:
     """Write a whole file of records atomically, in flat memory. Returns how many."""
+    return write_lines(path, (dump_record(record).encode() for record in records))
+
+
+def write_lines(path: str | Path, lines: Iterable[bytes]) -> int:
+    """Write a whole file of lines, given without their newlines, atomically, in flat memory. Returns how many."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    with temporary.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(dump_record(record) + "\n")
+    with temporary.open("wb") as file:
+        for line in lines:
+            file.write(line + b"\n")
             count += 1
         file.flush()
         os.fsync(file.fileno())

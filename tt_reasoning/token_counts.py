@@ -1,11 +1,11 @@
 r"""How many tokens texts have, without tokenizing the same word twice.
 
-A tokenizer's time goes into words, and solutions repeat few of them many times. Byte-level tokenizers (SmolLM2's, Qwen's,
-Llama 3's, GPT-2's) first cut a text into parts that no token crosses, and no part goes on over a space that follows
-anything but whitespace. So a text may be cut at such spaces and the counts of its words added: the sum is the length that
-the tokenizer itself gives. Three things make that fast: a word is looked up; a new one is cut into its parts, which are
-looked up too, so that few are ever tokenized; and where every digit is a token of its own, words that differ in their
-digits alone are one. A tokenizer of any other kind gets whole texts.
+A tokenizer's time goes into words, and solutions repeat few of them many times. Byte-level tokenizers (SmolLM2's,
+Qwen's, Llama 3's, GPT-2's) first cut a text into parts that no token crosses, and no part goes on over a space that
+follows anything but whitespace. So a text may be cut at such spaces and the counts of its words added: the sum is the
+length that the tokenizer itself gives. Three things make that fast: a word is looked up; a new one is cut into its
+parts, which are looked up too, so that few are ever tokenized; and where every digit is a token of its own, words that
+differ in their digits alone are one. A tokenizer of any other kind gets whole texts.
 """
 
 from __future__ import annotations
