@@ -1,26 +1,28 @@
 """Building answer sets, tokenizer included: tools/concat_answers.py against the SSA reference's algorithm.
 
-Both sides get the same questions with the same answers (100 to 300 tokens each, made here from a seed), the same
-tokenizer.json and every core of the machine, each in a process of its own, from start to exit:
+Both sides get the same questions with the same answers (70 to 330 tokens each, made here from a seed), the same
+tokenizer.json and every core of the machine, and each is a process of its own, timed from its start to its exit:
 
-- ``ours``: the tool itself, from the folder that generate_answers and check_answers leave to sets.jsonl;
-- ``reference``: the algorithm of the SSA reference's constructTrainData.py, written anew from its description: every
-  file of answers in memory, results read out of the texts for the none-filter, one tokenizer call a text, membership
-  tested in the list of the indices kept (once for the texts, once for their lengths), ``datasets`` to write. Its second
-  pass of the tokenizer is timed apart, so that both ratios are there. It has the fast tokenizer; the published script
-  asks for the slow one, written in Python.
+- ``ours``: the tool itself, from the folder that generate_answers and check_answers leave, to sets.jsonl;
+- ``reference``: the algorithm of the SSA reference's constructTrainData.py, written anew: all files of answers in
+  memory, results read out of the texts for the none-filter, one call of the tokenizer a text, membership tested in the
+  list of the indices kept (once for the texts, once for their lengths), ``datasets`` to save. It has the fast
+  tokenizer, where the published script asks for the slow one, which is written in Python. The bar says that it
+  tokenizes everything twice; the published script does so once, so both ratios are there: ``ratio`` and
+  ``ratio_tokenized_once``.
 
-Both keep the same questions, which is checked, and so are the lengths. The bar (docs/performance.md): ratio 20 at 20,000
-questions with 5 answers, memory flat in the number of questions.
+Both must keep the same questions with the same lengths, or the benchmark fails. Memory is the peak of each process (of
+all its processes), and how much of it comes from the rows: the same at a quarter of the questions. The bar
+(docs/performance.md): ratio 20 at 20,000 questions with 5 answers, memory flat in the number of rows.
 
-    python benchmarks/answer_sets.py --tokenizer models/smollm2-135m --json answer_sets.json
+    python benchmarks/answer_sets.py --json answer_sets.json
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,14 +36,18 @@ import tyro
 from tqdm import tqdm
 
 from tt_reasoning import store
-from tt_reasoning.errors import exit_on_mistake
+from tt_reasoning.errors import UserError, exit_on_mistake
+from tt_reasoning.processes import count_cores
 from tt_reasoning.types import Answer, Problem, Sampling, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LENGTH = 4000
 SAMPLING = Sampling(model="made-up", prompt="answer", temperature=0.5, top_k=40)
 
-SYLLABLES = "ba cor del fen gra hol in jas kel lu mar nor os pel qui ros sto tan ul ver win yor zan thi ach ment".split()
+SYLLABLES = (
+    "ba", "cor", "del", "fen", "gra", "hol", "in", "jas", "kel", "lu", "mar", "nor", "os", "pel", "qui", "ros", "sto",
+    "tan", "ul", "ver", "win", "yor", "zan", "thi", "ach", "ment",
+)  # fmt: skip
 OPENINGS = (
     "To determine how many {thing} {name} has, we need to go through the problem step by step.",
     "Let's break this down step by step.",
@@ -53,7 +59,7 @@ STEPS = (
     "Calculate the total number of {thing}:\n   \\[\n   {a} \\times {b} = {product}\n   \\]",
     "{name} {verb} {a} {thing} at the {place}, so there are {a} + {b} = {sum} {other} altogether.",
     "The cost is ${money} for each of the {a} {thing}, which makes {a} * {money} = ${total} in the end.",
-    "Subtract what was {verb}: ${sum} - {b} = {a}$ {thing} remain with {name}.",
+    "Subtract what {verb} away, so that ${sum} - {b} = {a}$ {thing} remain with {name}.",
     "This can be written as ${formula} \\approx {quotient}$, so about {percent}% of the {thing} are left.",
     "**Half of the {thing}** go to the {place}: ${product}/2={half}$. Therefore, {name} keeps the {other}.",
     "Since ${formula} = ({letter} - {a})({letter} - {b})$, the solutions are ${letter}={a}$ and ${letter}={b}$.",
@@ -72,28 +78,27 @@ class Arguments:
     tokenizer: Path = Path("models/smollm2-135m")
     """Folder with a tokenizer.json, for both sides."""
     questions: int = 20_000
-    """How many."""
+    """How many; memory is measured at a quarter of them too."""
     answers: int = 5
     """Answers to each, all of them in its set."""
     repeats: int = 1
     """Runs of each side, in turn; the median counts."""
     json: Path | None = None
     """Write the figures here too."""
-    folder: Path | None = None
-    """Where the data goes; a temporary folder unless given."""
-    reference_side: bool = False
-    """Internal: be the reference's side, on the data in the folder."""
+    reference_side: Path | None = None
+    """Internal: be the reference's side, on the data in this folder."""
 
 
 def draw_word(rng: random.Random) -> str:
-    """A made-up word of one to four syllables; short ones come often, as in real texts."""
-    return "".join(rng.choices(SYLLABLES, k=1 + int(4 * rng.random() ** 3)))
+    """A made-up word of one to three syllables; short ones come often, as in real texts."""
+    return "".join(rng.choices(SYLLABLES, k=1 + int(3 * rng.random() ** 2)))
 
 
 def draw_formula(rng: random.Random) -> str:
     letter, a, b = rng.choice("xyzabnkt"), rng.randint(2, 40), rng.randint(2, 9)
     parts = (
-        f"{a}{letter}", f"{letter}^{b}", f"\\frac{{{a}}}{{{b}{letter}}}", f"\\sqrt{{{letter}+{a}}}", f"({letter}-{a})^{b}", str(a),
+        f"{a}{letter}", f"{letter}^{b}", f"\\frac{{{a}}}{{{b}{letter}}}", f"\\sqrt{{{letter}+{a}}}",
+        f"({letter}-{a})^{b}", str(a),
     )  # fmt: skip
     return rng.choice("+-").join(rng.choices(parts, k=rng.choice((1, 1, 2, 2, 3))))
 
@@ -126,8 +131,192 @@ def draw_answer(rng: random.Random) -> str:
     return text + (rng.choice(ENDINGS).format(**words) if rng.random() < 0.96 else "")
 
 
-def draw_problems(count: int, num_answers: int) -> Iterator[tuple[Problem, list[str]]]:
-    for number in range(count):
-        rng = random.Random(number)
-        problem = Problem(source="made-up", split="train", question=draw_question(rng), reference=str(number))
-        yield problem, [draw_answer(rng) for _ in range(num_answers)]
+def write_data(folder: Path, count: int, num_answers: int) -> None:
+    """The same problems and answers in the layout of each side."""
+    problems, by_sample = [], [[] for _ in range(num_answers)]
+
+    def answers() -> Iterator[Answer]:
+        for number in tqdm(range(count), desc=f"make {count:,} questions"):
+            rng = random.Random(number)
+            problem = Problem(source="made-up", split="train", question=draw_question(rng), reference=str(number))
+            problems.append(problem)
+            for index, decoded in enumerate(by_sample):
+                text = draw_answer(rng)
+                decoded.append(f"system\nYou are helpful.\nuser\n{problem.question}\nassistant\n{text}")
+                yield Answer(
+                    id=SAMPLING.answer_id(problem.id, index), problem_id=problem.id, sample_index=index, text=text,
+                    num_tokens=len(text) // 3, finish_reason="stop", sampling=SAMPLING,
+                )  # fmt: skip
+
+    with store.open_run(folder / "answers", "generate_answers", {"benchmark": count}) as ours:
+        store.write_records(ours / "answers.jsonl", answers())
+        store.write_records(ours / "problems.jsonl", problems)
+        rows = store.read_rows(ours / "answers.jsonl")
+        store.write_records(ours / "verdicts.jsonl", (grade(row) for row in rows))
+    (folder / "decoded").mkdir()
+    for index, decoded in enumerate(by_sample):
+        store.write_json(folder / f"decoded/{index}.json", decoded)
+    store.write_json(folder / "gold.json", [problem.reference for problem in problems])
+
+
+def grade(row: dict[str, Any]) -> Verdict:
+    """Every third answer with a result is right: who wins does not matter here."""
+    _, marker, result = row["text"].partition("The Answer is:")
+    correct = bool(marker) and int(row["id"], 16) % 3 == 0
+    reason = "no_answer" if not marker else "match" if correct else "mismatch"
+    return Verdict(answer_id=row["id"], extracted=result.strip() or None, correct=correct, reason=reason)
+
+
+def build_as_reference(folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+    """The reference's way, with the seconds of its parts."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+
+    began = time.perf_counter()
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    files = sorted((folder / "decoded").iterdir())
+    samples = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    gold = json.loads((folder / "gold.json").read_text(encoding="utf-8"))
+    results = zip(*[[read_result(decoded) for decoded in sample] for sample in samples], strict=True)
+    usable = [index for index, row in enumerate(results) if sum(result is None for result in row) not in (2, 3, 4, 5)]
+    questions = [samples[0][index].split("user\n")[1].split("assistant\n")[0].strip() for index in usable]
+    answers = [
+        [sample[index].split("assistant\n")[1].strip().replace("The Answer is:", "####") for index in usable]
+        for sample in samples
+    ]
+    texts = []
+    for index, question in enumerate(questions):
+        text = f"Question: {question}\n\nBelow are the proposed answers:"
+        for number in range(len(samples)):
+            text += f"\n\nAnswer {number + 1}:\n" + answers[number][index]
+        texts.append(text)
+    seconds = {"read": time.perf_counter() - began}
+
+    def tokenize() -> list[int]:
+        return [len(tokenizer.encode(text)) for text in texts]
+
+    began = time.perf_counter()
+    lengths = tokenize()
+    seconds["first pass of the tokenizer"] = time.perf_counter() - began
+    began = time.perf_counter()
+    kept = [index for index, length in enumerate(lengths) if length <= MAX_LENGTH]
+    rows = [texts[index] for index in range(len(texts)) if index in kept]
+    right = [gold[usable[index]] for index in kept]
+    kept_lengths = [lengths[index] for index in range(len(lengths)) if index in kept]
+    seconds["membership"] = time.perf_counter() - began
+    began = time.perf_counter()
+    if tokenize() != lengths:
+        raise RuntimeError("the tokenizer gave two lengths for one text")
+    seconds["second pass of the tokenizer"] = time.perf_counter() - began
+    began = time.perf_counter()
+    Dataset.from_dict({"question": rows, "answer": right}).save_to_disk(str(folder / "reference_sets"))
+    seconds["save"] = time.perf_counter() - began
+    return {"seconds": seconds, "num_sets": len(rows), "num_tokens": sum(kept_lengths)}
+
+
+def read_result(decoded: str) -> str | None:
+    """What stands behind the marker of a decoded answer, as the reference looks for it."""
+    text = decoded.split("assistant\n")[1]
+    if "is:" in text:
+        return text.split("is:")[-1].strip()
+    found = re.search(r"boxed\{(.*)", text)
+    return found[1] if found else None
+
+
+def run_ours(folder: Path, args: Arguments) -> dict[str, Any]:
+    out = Path(tempfile.mkdtemp(dir=folder)) / "sets"
+    command = [
+        ROOT / "tools/concat_answers.py", "--answers", folder / "answers", "--num-answers", args.answers,
+        "--max-length", MAX_LENGTH, "--tokenizer", args.tokenizer.resolve(), "--out", out,
+    ]  # fmt: skip
+    figures = run_timed(command)
+    stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
+    num_tokens = sum(int(length) * count for length, count in stats["sets_by_num_tokens"].items())
+    return figures | {"num_sets": stats["num_sets"], "num_tokens": num_tokens}
+
+
+def run_reference(folder: Path, args: Arguments) -> dict[str, Any]:
+    figures = run_timed([__file__, "--reference-side", folder, "--tokenizer", args.tokenizer])
+    figures |= json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    figures["parts"] = figures.pop("seconds_of_parts")
+    return figures
+
+
+def run_timed(command: list[object]) -> dict[str, Any]:
+    """Seconds of a Python program from start to exit, and the peak of the memory of all its processes, in MiB."""
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, memory_mib(process.pid))
+        time.sleep(0.02)
+    if process.returncode:
+        raise UserError(f"{Path(str(command[0])).name} failed with status {process.returncode}; see above")
+    return {"seconds": time.perf_counter() - began, "peak_mib": peak}
+
+
+def memory_mib(pid: int) -> float:
+    """What a process and its children hold, shared pages counted once."""
+    total = 0
+    for name in [pid, *children(pid)]:
+        try:
+            lines = Path(f"/proc/{name}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has just ended
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 2**10
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def measure(folder: Path, args: Arguments, count: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """The median run of each side at so many questions."""
+    write_data(folder, count, args.answers)
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "reference": []}
+    for _ in range(repeats):
+        runs["ours"].append(run_ours(folder, args))
+        runs["reference"].append(run_reference(folder, args))
+    if len({(run["num_sets"], run["num_tokens"]) for side in runs.values() for run in side}) > 1:
+        raise RuntimeError(f"the sides disagree: {runs}")
+    return {side: sorted(found, key=lambda run: run["seconds"])[len(found) // 2] for side, found in runs.items()}
+
+
+def main(args: Arguments) -> None:
+    if args.reference_side:
+        figures = build_as_reference(args.reference_side, args.tokenizer)
+        figures["seconds_of_parts"] = figures.pop("seconds")
+        store.write_json(args.reference_side / "reference.json", figures)
+        return
+    with tempfile.TemporaryDirectory() as home:
+        small = measure(make(Path(home) / "small"), args, args.questions // 4, 1)
+        large = measure(make(Path(home) / "large"), args, args.questions, args.repeats)
+    seconds = {side: found["seconds"] for side, found in large.items()}
+    once = seconds["reference"] - large["reference"]["parts"]["second pass of the tokenizer"]
+    growth = {side: large[side]["peak_mib"] - small[side]["peak_mib"] for side in large}
+    figures = {
+        "questions": args.questions, "answers": args.answers, "cores": count_cores(),
+        "num_tokens": large["ours"]["num_tokens"], "ratio": seconds["reference"] / seconds["ours"],
+        "ratio_tokenized_once": once / seconds["ours"], "growth_mib": growth, "large": large, "small": small,
+    }  # fmt: skip
+    for side, found in large.items():
+        print(f"{side:10} {found['seconds']:8.2f} s   peak {found['peak_mib']:6.0f} MiB, {growth[side]:+.0f} MiB from "
+              f"{args.questions // 4:,} to {args.questions:,} questions")  # fmt: skip
+    print("reference: " + ", ".join(f"{part} {taken:.2f} s" for part, taken in large["reference"]["parts"].items()))
+    print(f"reference / ours: {figures['ratio']:.1f}x; if it tokenized once: {figures['ratio_tokenized_once']:.1f}x")
+    if args.json:
+        store.write_json(args.json, figures)
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+if __name__ == "__main__":
+    with exit_on_mistake():
+        main(tyro.cli(Arguments, description=__doc__))

@@ -95,7 +95,7 @@ def main(args: Arguments) -> str:
     check_arguments(args)
     excluded = {path: read_problem_ids(path) for path in args.exclude}
     identity = identify(args, excluded)
-    finished = (args.out / STATS).exists()
+    finished = is_finished(args.out)
     results: Iterator[Kept | Dropped] = iter(())
     if not finished:
         pool = open_pool(args, excluded)
@@ -107,13 +107,15 @@ def main(args: Arguments) -> str:
         raise nothing_left(dropped)
     with store.open_run(args.out, "concat_answers", identity) as out:
         if not finished:
+            remove_remains(out)
             kept = write_sets(args, itertools.chain([first], built), dropped)
             store.write_records(out / DROPPED, dropped)
             store.write_json(out / STATS, summarise(kept, dropped, pool))
         stats = json.loads((out / STATS).read_text(encoding="utf-8"))
         table = write_table(args)
     if args.plot:
-        plot_answer_sets(stats, args.plot, f"{stats['num_sets']:,} answer sets of {spell_range(args)} answers, {args.out}")
+        title = f"{stats['num_sets']:,} answer sets of {spell_range(args)} answers, {args.out}"
+        plot_answer_sets(stats, args.plot, title)
     return describe(stats, args, finished, table)
 
 
@@ -134,6 +136,21 @@ def check_arguments(args: Arguments) -> None:
         raise UserError("--drop-excluded without --exclude: name what to leave out")
     if args.plot:
         check_plot_path(args.plot)
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a run ended there, with statistics that have all that is reported now."""
+    try:
+        return "sets_by_correct" in json.loads((out / STATS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def remove_remains(out: Path) -> None:
+    """Delete the half-written files of a run that was killed."""
+    for path in (*out.glob(".*.tmp"), out / _BUILT):
+        if path.is_file():
+            path.unlink()
 
 
 def identify(args: Arguments, excluded: dict[Path, set[str]]) -> dict[str, Any]:
@@ -169,7 +186,7 @@ def open_pool(args: Arguments, excluded: dict[Path, set[str]]) -> AnswerPool:
     pool = pool_answers(folders, mix_splits=args.mix_splits)
     require_pool_samples(pool, least_and_most(args))
     for path, ids in excluded.items():
-        shared = ids.intersection(*[set().union(*(folder.rows for folder in folders))])
+        shared = {name for folder in folders for name in folder.rows if name in ids}
         if shared and not args.drop_excluded:
             raise UserError(
                 f"{len(shared)} of the problems with answers are in {path} too, such as {min(shared)}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import (
@@ -39,6 +39,7 @@ _STYLES = {
     PASS: ("#8c8c8c", ".", "--"),
 }
 _PASS_1 = "pass@1"
+_DIFFICULTY_COLORS = {"all_wrong": "#e69f00", "mixed": "#56b4e9", "all_correct": "#009e73", "unjudged": "#d5d5d5"}
 
 
 def check_plot_path(path: str | Path) -> None:
@@ -65,29 +66,88 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     os.replace(temporary, path)
 
 
-def plot_token_lengths(lengths: Sequence[int], path: str | Path, title: str) -> None:
-    """Draw how long answer sets are, in tokens: a histogram with median and mean under a box plot.
+def plot_answer_sets(stats: Mapping[str, Any], path: str | Path, title: str) -> None:
+    """Draw what a run of answer sets came to: their lengths, how many of their answers are correct, and each source.
 
-    The box holds the middle half, its whiskers reach the last length within 1.5 boxes, circles lie beyond.
+    The box holds the middle half of the lengths, its whiskers reach the last within 1.5 boxes, circles lie beyond.
+
+    Args:
+        stats: ``stats.json`` of tools/concat_answers.py.
     """
-    import numpy as np
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    values = np.asarray(lengths)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    box, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 5]})
+    sources = len(stats["sources"])
+    figure = Figure(figsize=(12, 5.5 + 0.25 * max(0, sources - 4)), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subfigures(1, 2, width_ratios=[6, 5])
+    box, histogram = left.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 5]})
+    _draw_lengths(box, histogram, {int(length): count for length, count in stats["sets_by_num_tokens"].items()})
+    correct, difficulty = right.subplots(2, 1, gridspec_kw={"height_ratios": [3, 0.8 + 0.35 * sources]})
+    _draw_correct(correct, stats["sets_by_correct"])
+    _draw_difficulty(difficulty, stats["sources"])
+    save_figure(figure, path)
+
+
+def _draw_lengths(box: Axes, histogram: Axes, sets_by_length: Mapping[int, int]) -> None:
+    import numpy as np
+
+    values = np.repeat(list(sets_by_length), list(sets_by_length.values()))
     box.boxplot(values, orientation="horizontal", widths=0.6, medianprops={"color": "tab:red", "linewidth": 2})
     box.set_yticks([])
-    box.set_title(title)
     histogram.hist(values, bins=min(50, max(10, len(values) // 10)), color="tab:blue", edgecolor="white")
     for name, value, style in (("median", np.median(values), "-"), ("mean", values.mean(), "--")):
         histogram.axvline(value, color="tab:red", linestyle=style, label=f"{name} {value:,.0f}")
     histogram.set_xlabel("length of an answer set [tokens]")
     histogram.set_ylabel("answer sets")
-    histogram.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _count_in_integers(histogram)
     histogram.legend()
-    save_figure(figure, path)
+
+
+def _draw_correct(axes: Axes, sets_by_correct: Mapping[str, Mapping[str, int]]) -> None:
+    """Bars over the number of correct answers, one above the other for sets of several sizes."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    most = max(map(int, sets_by_correct))
+    below = np.zeros(most + 1)
+    for number, (num_answers, counts) in enumerate(sets_by_correct.items()):
+        heights = np.array([counts.get(str(correct), 0) for correct in range(most + 1)])
+        color = colormaps["viridis"](0.25 + 0.6 * number / max(1, len(sets_by_correct) - 1))
+        axes.bar(range(most + 1), heights, 0.8, bottom=below, color=color, label=f"of {num_answers}")
+        below += heights
+    axes.set_xlabel("correct answers in a set")
+    axes.set_ylabel("answer sets")
+    axes.set_xticks(range(most + 1) if most <= 20 else range(0, most + 1, 1 + most // 10))
+    _count_in_integers(axes)
+    if len(sets_by_correct) > 1:
+        axes.legend()
+
+
+def _draw_difficulty(axes: Axes, sources: Mapping[str, Mapping[str, Any]]) -> None:
+    """A bar a source: the shares of sets whose answers are all wrong, some right, all right."""
+    filled = {source: part for source, part in sources.items() if part["num_sets"]}
+    left = dict.fromkeys(filled, 0.0)
+    for difficulty, color in _DIFFICULTY_COLORS.items():
+        shares = [100 * part["difficulty"][difficulty] / part["num_sets"] for part in filled.values()]
+        if not any(shares) and difficulty == "unjudged":
+            continue
+        name = difficulty.replace("_", " ")
+        bars = axes.barh(list(filled), shares, 0.7, left=list(left.values()), color=color, label=name)
+        labels = [f"{share:.0f}" if share >= 6 else "" for share in shares]
+        axes.bar_label(bars, labels, label_type="center", fontsize=8)
+        left = {source: start + share for (source, start), share in zip(left.items(), shares, strict=True)}
+    axes.set_yticks(range(len(filled)), [f"{source} ({part['num_sets']:,})" for source, part in filled.items()])
+    axes.set_xlim(0, 100)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the sets by their answers [%]")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(_DIFFICULTY_COLORS), frameon=False, fontsize=8)
+
+
+def _count_in_integers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plot_accuracy(reports: Mapping[str, Report], path: str | Path, *, against: Literal["k", "tokens"] = "k") -> None:

@@ -1,7 +1,8 @@
 """Answer sets as tables: Parquet, and the folders that ``datasets`` saves. Written and read in flat memory.
 
-The columns ``question`` (all that the aggregator reads) and ``answer`` (the reference) are those of the published sets of
-SSA, ``user074/concat_cleaned_gsm8k_math_5``, so whatever trains on those trains on these; the others say what the row is.
+The columns ``question`` (all that the aggregator reads) and ``answer`` (the reference) are those of the published sets
+of SSA, ``user074/concat_cleaned_gsm8k_math_5``, so whatever trains on those trains on these; the others say what a row
+is.
 """
 
 from __future__ import annotations
