@@ -1,10 +1,10 @@
-"""Folders of answers: read fast and whole, in order, with every mistake named; and a problem's first answers as a set."""
+"""Folders of answers: read fast and whole, with every mistake named; and a problem's first answers as a set."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tt_reasoning.answer_sets import (
     require_verdicts,
 )
 from tt_reasoning.errors import UserError
-from tt_reasoning.types import Answer, Sampling
+from tt_reasoning.types import Sampling
 
 
 def test_groups_come_in_the_order_of_problems_however_answers_were_written(tmp_path):
@@ -38,7 +38,7 @@ def test_groups_come_in_the_order_of_problems_however_answers_were_written(tmp_p
 
 def test_a_line_in_any_layout_is_read_as_the_same_record(tmp_path):
     """The quick way of the project's own lines and the careful one of all others must agree."""
-    answer = replace(answers_of(problem(0), ['He said: "a\\b", {"text":"c","num_tokens":1} é\u2028\n'])[0], num_tokens=7)
+    (answer,) = answers_of(problem(0), ['He said: "a\\b", {"text":"c","num_tokens":1} é\u2028\n'])
     own = store.dump_record(answer)
     rows = [own, own, json.dumps(json.loads(own)), json.dumps(dict(reversed(json.loads(own).items())))]
     reader = AnswerReader(tmp_path / "answers.jsonl")
@@ -56,7 +56,9 @@ def test_any_text_is_read_back(text, num_tokens, finish_reason):
     assert reader.read(0, line) == reader.read(0, line) == answer
 
 
-@pytest.mark.parametrize("order", [lambda lines: lines[::-1], lambda lines: lines[3:] + lines[:3], lambda lines: lines[::2]])
+@pytest.mark.parametrize(
+    "order", [lambda lines: lines[::-1], lambda lines: lines[3:] + lines[:3], lambda lines: lines[::2]]
+)
 def test_verdicts_join_on_ids_in_any_order(tmp_path, order):
     folder = write_folder(tmp_path / "answers", [["a", ""], ["c", "d"], ["", "f"]])
     path = folder / "verdicts.jsonl"
@@ -64,8 +66,8 @@ def test_verdicts_join_on_ids_in_any_order(tmp_path, order):
     there = {row["answer_id"]: row["reason"] for row in store.read_rows(path)}
     answers = open_answers(folder)
     assert answers.num_ungraded == 6 - len(there)
-    for of, group in read_groups(answers):
-        for row, answer in zip(answers.rows[of.id], group, strict=True):
+    for of, found in read_groups(answers):
+        for row, answer in zip(answers.rows[of.id], found, strict=True):
             if answer.id in there:
                 assert answers.reason(row) == there[answer.id]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import write_byte_tokenizer
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
@@ -13,7 +15,8 @@ from tt_reasoning.datasets import problem_dataset, sft_dataset, ssa_dataset
 from tt_reasoning.errors import UserError
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.prompts import answer_set_text, get_prompt
-from tt_reasoning.store import write_records
+from tt_reasoning.set_tables import write_dataset, write_parquet
+from tt_reasoning.store import read_records, write_records
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling
 
 PROBLEM = Problem(source="s", split="train", question="What is 2 + 2?", reference="4")
@@ -45,6 +48,22 @@ def test_an_answer_set_becomes_the_aggregators_prompt(tmp_path: Path, tokenizer:
     assert answer_set_text(PROBLEM.question, ["It is 4. The Answer is: 4", "5"]) in text
     assert "Answer 1:\nIt is 4. #### 4\n\nAnswer 2:\n5" in text and text.endswith("Assistant: <think>")
     assert (dataset[1].reference, dataset[1].kind, dataset[1].problem_id) == ("4", "math", PROBLEM.id)
+
+
+@pytest.mark.parametrize(("write", "kept"), [(write_parquet, "data"), (write_dataset, "dataset")])
+def test_a_table_of_sets_trains_as_its_sets_do(tmp_path: Path, tokenizer: ChatTokenizer, write, kept: str) -> None:
+    folder = write_sets(tmp_path / "sets", 3)
+    expected = ssa_dataset(tokenizer, str(folder)).examples
+    written = write(read_records(folder / "sets.jsonl", AnswerSet), folder)
+    assert ssa_dataset(tokenizer, str(written)).examples == expected
+    (folder / "sets.jsonl").unlink()  # as in a published folder
+    assert ssa_dataset(tokenizer, str(folder)).examples == expected
+
+
+def test_a_table_without_the_columns_is_named(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    pq.write_table(pa.table({"question": ["Q?"], "gold": ["4"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"other.parquet has no column 'answer', only \['question', 'gold'\]"):
+        ssa_dataset(tokenizer, str(tmp_path / "other.parquet"))
 
 
 def test_too_long_prompts_are_left_out_and_counted(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

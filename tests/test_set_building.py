@@ -134,11 +134,12 @@ def test_several_folders_make_one_set_a_problem_with_answers_of_all(tmp_path):
     two = write_folder(tmp_path / "two", [["6", "7"], ["8"]], problems=[problem(2), problem(1)], sampling=HOT)
     results = build(one, two)
     assert [kept.problem_id for kept in results] == [problem(0).id, problem(1).id, problem(2).id]
-    assert [{answer.sampling for answer in found.answers} for found in sets_of(results)] == [{COLD}, {COLD, HOT}, {HOT}]
-    assert [[pool_answers([open_answers(one), open_answers(two)]).samplings[way] for way in k.ways] for k in results] == [
-        [answer.sampling for answer in found.answers] for found in sets_of(results)
-    ]
-    assert pool_answers([open_answers(one), open_answers(two)]).num_shared == 1
+    drawn = [{answer.sampling for answer in found.answers} for found in sets_of(results)]
+    assert drawn == [{COLD}, {COLD, HOT}, {HOT}]
+    pool = pool_answers([open_answers(one), open_answers(two)])
+    assert pool.num_shared == 1
+    for kept, found in zip(results, sets_of(results), strict=True):
+        assert [pool.samplings[way] for way in kept.ways] == [answer.sampling for answer in found.answers]
 
 
 def test_temperatures_of_one_folder_take_turns(tmp_path):
@@ -146,7 +147,8 @@ def test_temperatures_of_one_folder_take_turns(tmp_path):
     write_folder(folder, [["5"] * 4] * 50, sampling=SAMPLING, problems=[problem(number) for number in range(50)])
     path = folder / "problems.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:50]))
-    counts = [Counter(answer.sampling.temperature for answer in s.answers) for s in sets_of(build(folder, num_answers=(3, 3)))]
+    sets = sets_of(build(folder, num_answers=(3, 3)))
+    counts = [Counter(answer.sampling.temperature for answer in found.answers) for found in sets]
     assert {frozenset(count.items()) for count in counts} == {
         frozenset({(0.1, 2), (0.7, 1)}),
         frozenset({(0.1, 1), (0.7, 2)}),
@@ -172,7 +174,7 @@ def test_splits_never_meet(tmp_path):
         build(train, apart)
     assert len(build(train, apart, mix_splits=True)) == 4
     for mix_splits in (False, True):
-        with pytest.raises(UserError, match=f"question {problem(1).id} is of split train in .*train and of split test in"):
+        with pytest.raises(UserError, match=f"question {problem(1).id} is of split train in .* and of split test in"):
             build(train, leak, mix_splits=mix_splits)
 
 
@@ -191,7 +193,8 @@ def test_excluded_problems_are_dropped_whatever_names_them(tmp_path):
     for place in (held_out, held_out / "problems.jsonl", tmp_path / "sets", tmp_path / "sets/sets.jsonl"):
         excluded = read_problem_ids(place)
         assert excluded == {problem(1).id}
-        assert [getattr(r, "reason", None) for r in build(folder, excluded=frozenset(excluded))] == [None, "excluded", None]
+        results = build(folder, excluded=frozenset(excluded))
+        assert [getattr(result, "reason", None) for result in results] == [None, "excluded", None]
 
 
 @pytest.mark.parametrize("text", ["", '{"question": "What is it?"}\n', '{"problem": "What is it?", "id": "1"}\n'])

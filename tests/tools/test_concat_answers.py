@@ -9,15 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
+from set_folders import problem, write_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import Dropped
-from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
+from tt_reasoning.types import AnswerSet, Sampling
 
 ROOT = Path(__file__).parents[2]
-SAMPLING = Sampling(model="tiny", prompt="answer")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 # Six problems with three answers each, "" where nothing can be extracted. The text around two answers has 12 words.
 TEXTS = [["4", "5", "6"], ["4 4", "5", "6"], ["", "5", "6"], ["", "", "6"], ["4 " * 50, "5", "6"], ["4"]]
 
@@ -34,36 +36,24 @@ def home(tmp_path) -> Path:
 
 
 def write_answers(folder: Path, numbers: range) -> None:
-    problems = [Problem(source="tiny", split="train", question=f"question {n}", reference="4") for n in numbers]
-    answers = [
-        Answer(
-            id=SAMPLING.answer_id(problem.id, index), problem_id=problem.id, sample_index=index, text=text,
-            num_tokens=1, finish_reason="stop", sampling=SAMPLING,
-        )
-        for number, problem in zip(numbers, problems, strict=True)
-        for index, text in enumerate(TEXTS[number])
-    ]  # fmt: skip
-    with store.open_run(folder, "generate_answers", {"seed": 1}):
-        store.append_records(folder / "problems.jsonl", problems)
-        store.append_records(folder / "answers.jsonl", answers)
-        store.append_records(folder / "verdicts.jsonl", [grade(answer) for answer in answers])
+    write_folder(folder, [TEXTS[n] for n in numbers], problems=[problem(n) for n in numbers])
 
 
-def grade(answer: Answer) -> Verdict:
-    if not answer.text:
-        return Verdict(answer_id=answer.id, extracted=None, correct=False, reason="no_answer")
-    return Verdict(answer_id=answer.id, extracted=answer.text, correct=True, reason="match")
-
-
-def concat(home: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+def command(changes: dict[str, object]) -> list[str]:
     options = {
         "answers": "answers/demo", "num_answers": 2, "max_length": 20, "max_none": 1,
         "tokenizer": "models/tiny", "out": "sets/demo",
     } | changes  # fmt: skip
-    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tools/concat_answers.py"), *flags]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120)
+    flags = [
+        part
+        for name, value in options.items()
+        for part in (f"--{name.replace('_', '-')}", *str(value).split()) if value is not False and part != "True"
+    ]  # fmt: skip
+    return [sys.executable, str(ROOT / "tools/concat_answers.py"), *flags]
+
+
+def concat(home: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(changes), cwd=home, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -99,6 +89,7 @@ def test_sets_dropped_and_stats_are_written_and_summarised(home):
     assert done.stdout.splitlines() == [
         "sets/demo is finished: 3 answer sets of 2 answers, 50.0 % of 6 problems",
         "tokens a set: mean 14.0, median 14, min 13, max 15, std 0.8",
+        "answers of a set: all correct 0.0 %, mixed 66.7 %, all wrong 33.3 %",
         "dropped: none_answers 1, too_long 1, too_few_answers 1 (see sets/demo/dropped.jsonl)",
     ]
 
@@ -129,15 +120,82 @@ def test_the_seed_decides_the_order_alone(home):
     assert [s.answers for s in one] != [s.answers for s in other]
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_a_picture_of_the_lengths_is_drawn_also_of_a_finished_run(home, suffix):
-    plot = home / f"pictures/lengths.{suffix}"
-    for _ in range(2):
-        done = concat(home, plot=plot)
+def test_a_picture_is_drawn_also_of_a_finished_run(home):
+    for name, start in (("sets.png", b"\x89PNG"), ("sets.svg", b"<?xml")):
+        done = concat(home, plot=home / "pictures" / name)
         assert done.returncode == 0, done.stderr
-        assert plot.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
-        plot.unlink()
-    assert list(plot.parent.iterdir()) == []
+        assert (home / "pictures" / name).read_bytes().startswith(start)
+    assert len(list((home / "pictures").iterdir())) == 2
+
+
+def test_several_folders_are_mixed_balanced_and_published(home):
+    """Six problems whose answers are all right, one of them in both folders, and three that are mixed."""
+    easy = [problem(number, source="easy") for number in range(10, 16)]
+    hard = [problem(number, source="hard") for number in range(20, 23)]
+    large = Sampling(model="large", prompt="answer")
+    write_folder(home / "answers/easy", [["4"] * 5] * 6, problems=easy)
+    rows = [["4"] * 3, *[["4", "5", "4", "5", "5"]] * 3]
+    write_folder(home / "answers/hard", rows, problems=[easy[0], *hard], sampling=large)
+    mixed = {
+        "answers": "answers/easy answers/hard", "num_answers": "3 5", "max_share_all_correct": 0.4, "format": "parquet",
+        "max_length": 100,
+    }  # fmt: skip
+    done = concat(home, **mixed)
+    assert done.returncode == 0, done.stderr
+    sets = list(store.read_records(home / "sets/demo/sets.jsonl", AnswerSet))
+    # Two easy ones beside three mixed ones: 2 / 5 <= 0.4.
+    assert [s.problem.source for s in sets] == ["easy", "easy", "hard", "hard", "hard"]
+    assert {len(s.answers) for s in sets} <= {3, 4, 5}
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("sets/demo is finished: 5 answer sets of 3 to 5 answers, 55.6 % of 9 problems")
+    assert "answers of a set: all correct 40.0 %, mixed 60.0 %, all wrong 0.0 %" in lines
+    assert "easy: 2 sets of 6 problems: all correct 100.0 %, mixed 0.0 %, all wrong 0.0 %" in lines
+    assert "1 problems have answers in several folders and draw from all" in lines
+    assert "dropped: all_correct_surplus 4 (see sets/demo/dropped.jsonl)" in lines
+    assert lines[-1] == "table: sets/demo/data"
+    surplus = list(store.read_records(home / "sets/demo/dropped.jsonl", Dropped))
+    assert {(d.source, d.detail) for d in surplus} == {("easy", "one of 6 all-correct sets, 2 allowed")}
+    loaded = datasets.load_dataset(str(home / "sets/demo"), cache_dir=str(home / "cache"))["train"]
+    assert loaded["id"] == [s.id for s in sets] and loaded["k"] == [len(s.answers) for s in sets]
+    before = contents(home / "sets/demo")
+    assert "was finished before, nothing done" in concat(home, **mixed).stdout
+    assert contents(home / "sets/demo") == before
+
+
+def test_held_out_problems_are_refused_or_left_out(home):
+    write_folder(home / "answers/test", [["4", "5"]], problems=[problem(1)])
+    line = mistake(concat(home, exclude="answers/test"))
+    assert line == (
+        f"error: 1 of the problems with answers are in answers/test too, such as {problem(1).id}; "
+        "pass --drop-excluded to leave them out"
+    )
+    assert not (home / "sets").exists()
+    done = concat(home, exclude="answers/test", drop_excluded=True)
+    assert done.returncode == 0, done.stderr
+    assert [d.reason for d in store.read_records(home / "sets/demo/dropped.jsonl", Dropped)].count("excluded") == 1
+    assert "other run (drop_excluded was True, now None; exclude answers/test was" in mistake(concat(home))
+
+
+def test_a_killed_run_is_done_again_to_the_same_bytes(home):
+    """Killed while its sets are being built, by two processes: the next run removes what it left."""
+    texts = [["4 " * 300, "5", "6"]] * 1500
+    write_folder(home / "answers/large", texts)
+    options = {"answers": "answers/large", "max_length": 9000, "num_workers": 2, "out": "sets/large"}
+    process = subprocess.Popen(command(options), cwd=home, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not list((home / "sets/large").glob(".*.tmp")):  # a set has been written
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert len(children) == 2
+    assert not (home / "sets/large/stats.json").exists()
+    assert concat(home, **options).returncode == 0
+    assert concat(home, **options | {"out": "sets/whole", "num_workers": 1}).returncode == 0
+    names = ["dropped.jsonl", "manifest.json", "sets.jsonl", "stats.json"]
+    for out in ("large", "whole"):
+        assert sorted(path.name for path in (home / "sets" / out).iterdir() if path.name != ".lock") == names
+    assert (home / "sets/large/sets.jsonl").read_bytes() == (home / "sets/whole/sets.jsonl").read_bytes()
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
 @pytest.mark.parametrize(
@@ -153,13 +211,26 @@ def test_a_picture_of_the_lengths_is_drawn_also_of_a_finished_run(home, suffix):
             {"max_length": 12},
             "no answer set is left of 6 problems: too_long 4, none_answers 1, too_few_answers 1; raise --max-length",
         ),
+        ({"num_answers": "2 3 4"}, "--num-answers 2 3 4: give one number, or the fewest and the most"),
+        ({"num_answers": "3 2"}, "num_answers=3 2: the fewest come first"),
+        ({"max_share_all_correct": 40}, "--max-share-all-correct 40: give a share between 0 and 1"),
+        ({"temperature": 0.2}, "answers/demo has no answers of temperature 0.2; there are: 0.7"),
+        ({"exclude": "answers/absent"}, "answers/absent holds no problems: name a folder of answers or of sets"),
+        ({"drop_excluded": True}, "--drop-excluded without --exclude: name what to leave out"),
+        ({"answers": "answers/demo answers/demo"}, "answers/demo is given twice"),
         ({"plot": "lengths.doc"}, "--plot lengths.doc: name a file that ends in .png, .pdf, .svg"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_folder(home, changes, why):
     assert mistake(concat(home, **changes)).startswith(f"error: {why}")
     assert not (home / "sets").exists()
-    assert concat(home).returncode == 0  # the mended command runs into the same folder
+
+
+def test_a_run_that_balance_leaves_nothing_of_can_be_mended(home):
+    write_folder(home / "answers/easy", [["4", "4"]] * 3)
+    line = mistake(concat(home, answers="answers/easy", max_share_all_correct=0.5))
+    assert line.startswith("error: no answer set is left of 3 problems: all_correct_surplus 3; raise --max-length, ")
+    assert concat(home, answers="answers/easy").returncode == 0  # into the same folder
 
 
 def test_ungraded_answers_name_the_tool_to_run(home):
