@@ -64,6 +64,8 @@ STEPS = (
     "**Half of the {thing}** go to the {place}: ${product}/2={half}$. Therefore, {name} keeps the {other}.",
     "Since ${formula} = ({letter} - {a})({letter} - {b})$, the solutions are ${letter}={a}$ and ${letter}={b}$.",
     "Next, we multiply by the number of weeks, because {name} {verb} {thing} for {b} weeks: {a}x{b}={product}.",
+    "So {a}*{b}=<<{a}*{b}={product}>>{product}\n{Thing}: ${sum}-{b}=<<{sum}-{b}={a}>>{a}$ {other}.",
+    "**{Thing}**: with $f({letter})={formula}$, {name} {verb} $g({formula2})$,\nwhich is ${formula}={formula3}$.",
     "**{Thing}**: we simplify $${formula}={formula2}$$ and get ${formula3}$, which {verb} the {other}.",
 )
 ENDINGS = (
@@ -98,9 +100,9 @@ def draw_formula(rng: random.Random) -> str:
     letter, a, b = rng.choice("xyzabnkt"), rng.randint(2, 40), rng.randint(2, 9)
     parts = (
         f"{a}{letter}", f"{letter}^{b}", f"\\frac{{{a}}}{{{b}{letter}}}", f"\\sqrt{{{letter}+{a}}}",
-        f"({letter}-{a})^{b}", str(a),
+        f"({letter}-{a})^{b}", f"\\{rng.choice(SYLLABLES)}({letter})", str(a),
     )  # fmt: skip
-    return rng.choice("+-").join(rng.choices(parts, k=rng.choice((1, 1, 2, 2, 3))))
+    return rng.choice("+-").join(rng.choices(parts, k=rng.choice((1, 2, 2, 3, 4))))
 
 
 def draw_words(rng: random.Random) -> dict[str, Any]:

@@ -172,6 +172,7 @@ class AnswerReader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self._decode = json.JSONDecoder().raw_decode
         self._ends: dict[bytes, tuple[int, FinishReason, Sampling]] = {}
         self._samplings: dict[Sampling, Sampling] = {}
 
@@ -191,8 +192,11 @@ class AnswerReader:
         if known is None:
             return self._read_whole(offset, line)
         try:
-            text = json.loads(line[head.end() - 1 : end + 1])
+            quoted = line[head.end() - 1 : end + 1].decode()
+            text, length = self._decode(quoted)
         except ValueError:
+            return self._read_whole(offset, line)
+        if length < len(quoted):
             return self._read_whole(offset, line)
         num_tokens, finish_reason, sampling = known
         return Answer(

@@ -20,7 +20,7 @@ import platform
 import subprocess
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,30 +39,54 @@ def dump_record(record: Any) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
+Convert = Callable[[Any, str], Any]
+
+
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _converters(cls: type) -> dict[str, tuple[Any, Convert]]:
+    """By field: the type of which a value is right as it is, and what checks or builds any other."""
+    return {name: (hint, _converter(hint)) for name, hint in typing.get_type_hints(cls).items()}
 
 
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as ``hint`` says: nested records are built, everything else is checked."""
-    origin = typing.get_origin(hint)
+@functools.cache
+def _converter(hint: Any) -> Convert:
+    """Makes of a value and its name what ``hint`` says: nested records are built, everything else is checked."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} should be an object")
-        return load_record(hint, value)
+        return functools.partial(_build, hint)
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{name} should be a list")
-        return tuple(_typed(typing.get_args(hint)[0], v, name) for v in value)
+        return functools.partial(_build_tuple, _converter(parts[0]))
     if origin is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise ValueError(f"{name}={value!r} is none of {', '.join(map(str, typing.get_args(hint)))}")
-        return value
+        return functools.partial(_check_choice, parts)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        return _typed(next(a for a in typing.get_args(hint) if a is not type(None)), value, name)
+        rest = _converter(next(part for part in parts if part is not type(None)))
+        return functools.partial(_allow_none, rest) if type(None) in parts else rest
+    return functools.partial(_check_type, hint)
+
+
+def _build(cls: type[T], value: Any, name: str) -> T:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} should be an object")
+    return load_record(cls, value)
+
+
+def _build_tuple(convert: Convert, value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} should be a list")
+    return tuple(convert(part, name) for part in value)
+
+
+def _check_choice(choices: tuple[Any, ...], value: Any, name: str) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is none of {', '.join(map(str, choices))}")
+    return value
+
+
+def _allow_none(convert: Convert, value: Any, name: str) -> Any:
+    return None if value is None else convert(value, name)
+
+
+def _check_type(hint: type, value: Any, name: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
@@ -72,12 +96,15 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
 
 def load_record(cls: type[T], row: dict[str, Any]) -> T:
     """A record from a parsed JSON object. Raises ValueError on a missing, unknown or mistyped field."""
-    hints = _hints(cls)
-    unknown = row.keys() - hints.keys()
-    if unknown:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    converters = _converters(cls)
+    fields = {}
+    for name, value in row.items():
+        if name not in converters:
+            raise ValueError(f"unknown field {min(row.keys() - converters.keys())!r}")
+        hint, convert = converters[name]
+        fields[name] = value if type(value) is hint else convert(value, name)
     try:
-        return cls(**{name: _typed(hints[name], value, name) for name, value in row.items()})
+        return cls(**fields)
     except TypeError as error:
         raise ValueError(str(error).replace(f"{cls.__name__}.__init__()", cls.__name__)) from None
 
