@@ -105,7 +105,7 @@ def open_answers(folder: str | Path, *, temperature: float | None = None) -> Ans
     numbers: dict[Sampling, int] = {}
     others: set[float] = set()
     ungraded: dict[str, int] = {}
-    num_repeated = 0
+    num_repeated, way, before = 0, 0, None
     reader, graded = AnswerReader(folder / ANSWERS), _VerdictQueue(folder / VERDICTS)
     for offset, line in _whole_lines(folder / ANSWERS):
         identity, problem_id, sample_index, sampling = reader.locate(offset, line)
@@ -113,19 +113,23 @@ def open_answers(folder: str | Path, *, temperature: float | None = None) -> Ans
         if temperature not in (None, sampling.temperature):
             others.add(sampling.temperature)
             continue
-        way = numbers.setdefault(sampling, len(numbers))
-        of_problem = rows.setdefault(problem_id, array("q"))
-        if any(sample_indexes[row] == sample_index and ways[row] == way for row in of_problem):
-            num_repeated += 1
-            continue
-        row = len(offsets)
-        of_problem.append(row)
-        offsets.append(offset)
-        sample_indexes.append(sample_index)
-        ways.append(way)
-        verdicts.append(verdict)
-        if verdict == _UNGRADED:
-            ungraded[identity] = row
+        if sampling is not before:
+            way, before = numbers.setdefault(sampling, len(numbers)), sampling
+        of_problem = rows.get(problem_id)
+        if of_problem is None:
+            of_problem = rows[problem_id] = array("q")
+        for row in of_problem:
+            if sample_indexes[row] == sample_index and ways[row] == way:
+                num_repeated += 1
+                break
+        else:
+            if verdict == _UNGRADED:
+                ungraded[identity] = len(offsets)
+            of_problem.append(len(offsets))
+            offsets.append(offset)
+            sample_indexes.append(sample_index)
+            ways.append(way)
+            verdicts.append(verdict)
     for identity, verdict in graded.rest():
         row = ungraded.pop(identity, None)
         if row is not None:

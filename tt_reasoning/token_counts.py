@@ -167,9 +167,10 @@ def _mark_inner_spaces(text: str) -> str:
     >>> _mark_inner_spaces("We know:\n   x  = 3")
     'We know:\n\x00\x00\x00x \x00= 3'
     """
-    if "  " not in text and "\n " not in text:
-        return text
-    text = text.replace("  ", " \0").replace("\n ", "\n\0")
+    if "\n " in text:
+        text = text.replace("\n   ", "\n\0\0\0").replace("\n ", "\n\0")  # the first is for speed: most indents are 3
+    if "  " in text:
+        text = text.replace("  ", " \0")
     while "\0 " in text:
         text = text.replace("\0 ", "\0\0")
     return text
