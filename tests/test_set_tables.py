@@ -35,7 +35,7 @@ def test_a_published_set_loads_with_the_columns_of_ssa(tmp_path):
     assert list(loaded["train"]) == [set_row(one) for one in sets]
     first = loaded["train"][0]
     assert first["question"] == answer_set_text("question 0", ["The Answer is: 4", '"0"\n'])
-    assert (first["answer"], first["source"], first["split"], first["k"]) == ("4", "tiny", "train", 2)
+    assert (first["answer"], first["source"], first["split"], first["num_answers"]) == ("4", "tiny", "train", 2)
 
 
 def test_a_saved_data_set_loads_from_disk_and_leaves_nothing_else(tmp_path):

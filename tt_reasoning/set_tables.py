@@ -41,7 +41,7 @@ def set_row(answer_set: AnswerSet) -> dict[str, Any]:
     source: 'demo'
     split: 'train'
     kind: 'math'
-    k: 1
+    num_answers: 1
     answer_ids: ['a1']
     order_seed: 7
     """
@@ -54,7 +54,7 @@ def set_row(answer_set: AnswerSet) -> dict[str, Any]:
         "source": problem.source,
         "split": problem.split,
         "kind": problem.kind,
-        "k": len(answer_set.answers),
+        "num_answers": len(answer_set.answers),
         "answer_ids": [answer.id for answer in answer_set.answers],
         "order_seed": answer_set.order_seed,
     }
@@ -102,7 +102,7 @@ def _write_splits(sets: Iterable[AnswerSet], folder: Path) -> None:
 
     schema = pa.schema([
         ("question", pa.string()), ("answer", pa.string()), ("id", pa.string()), ("problem_id", pa.string()),
-        ("source", pa.string()), ("split", pa.string()), ("kind", pa.string()), ("k", pa.int64()),
+        ("source", pa.string()), ("split", pa.string()), ("kind", pa.string()), ("num_answers", pa.int64()),
         ("answer_ids", pa.list_(pa.string())), ("order_seed", pa.int64()),
     ])  # fmt: skip
     writers: dict[str, pq.ParquetWriter] = {}

@@ -22,7 +22,7 @@ from tt_reasoning.errors import UserError
 
 CountTokens = Callable[[list[str]], list[int]]
 
-_MAX_WORDS = 100_000  # some 15 MB at most, however long the run
+_MAX_WORDS = 50_000  # some 10 MB at most, however long the run
 _DIGITS = "0123456789"
 
 # How published tokenizers cut a text: ByteLevel's own pattern, and the one of Llama 3, Qwen and others of their line.

@@ -156,7 +156,7 @@ def test_several_folders_are_mixed_balanced_and_published(home):
     surplus = list(store.read_records(home / "sets/demo/dropped.jsonl", Dropped))
     assert {(d.source, d.detail) for d in surplus} == {("easy", "one of 6 all-correct sets, 2 allowed")}
     loaded = datasets.load_dataset(str(home / "sets/demo"), cache_dir=str(home / "cache"))["train"]
-    assert loaded["id"] == [s.id for s in sets] and loaded["k"] == [len(s.answers) for s in sets]
+    assert loaded["id"] == [s.id for s in sets] and loaded["num_answers"] == [len(s.answers) for s in sets]
     before = contents(home / "sets/demo")
     assert "was finished before, nothing done" in concat(home, **mixed).stdout
     assert contents(home / "sets/demo") == before
