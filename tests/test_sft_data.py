@@ -177,14 +177,14 @@ def test_a_run_cut_anywhere_asks_the_rest_and_ends_with_the_same_file(tmp_path: 
     items = items_of(*(row(number) for number in range(1, 6)))
 
     class Engine(ScriptedEngine):
-        def generate(self, requests):
+        def stream(self, requests):
             beside = " ".join(str(request.seed) for request in requests)
             right = [2 * int(request.prompt[-1]["content"].split()[3]) for request in requests]
             self._text = lambda request: (
                 f"<think> {beside} </think> "
                 f"<answer>{right[requests.index(request)] if request.seed % 3 == 0 else 99}</answer>"
             )
-            return super().generate(requests)
+            return super().stream(requests)
 
     def run(folder: Path) -> None:
         folder.mkdir(exist_ok=True)

@@ -48,7 +48,8 @@ from tt_reasoning.types import Sampling
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     sets: str
-    """folder of concat_answers, or hub:NAME with the columns question (the text with the answers) and answer"""
+    """folder of concat_answers; or a Parquet file or hub:NAME with the columns question (the text with the answers)
+    and answer"""
     model: str
     """name of the model at the server (for another engine: what that takes)"""
     out: Path

@@ -71,11 +71,11 @@ def ssa_dataset(
     """Answer sets for the aggregator.
 
     Args:
-        source: a folder of ``concat_answers``, or a Hub dataset such as ``hub:user074/concat_cleaned_gsm8k_math_5``;
-            see ``read_set_rows`` for what a row is.
+        source: a folder of ``concat_answers``, a table of sets, or a Hub dataset such as
+            ``hub:user074/concat_cleaned_gsm8k_math_5``; see ``read_set_rows``.
         prompt: a name of ``tt_reasoning.prompts``.
         max_prompt_tokens: longer prompts are left out and counted (``num_too_long``).
-        split: of a Hub dataset.
+        split: of a table or a Hub dataset.
 
     Raises:
         UserError: no such folder or dataset, or nothing to train on.
