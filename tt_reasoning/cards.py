@@ -56,7 +56,6 @@ COLUMNS = {  # of answer sets
     "source": "the benchmark",
     "split": "the problem's split there",
     "kind": "how answers are compared: math or choice",
-    "num_answers": "how many answers the text holds",
     "k": "how many answers the text holds",
     "answer_ids": "of the answers, in the order of the text",
     "order_seed": "decides that order",

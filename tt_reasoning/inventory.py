@@ -7,13 +7,11 @@ one here, which ``datasets.load_dataset`` reads.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,14 +25,13 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS, Report, percent, read_report
 from tt_reasoning.generation import ANSWERS, PROBLEMS, USAGE
 from tt_reasoning.privacy import scrub_json, scrub_paths
-from tt_reasoning.prompts import answer_set_text
+from tt_reasoning.set_tables import write_parquet
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
 
 Kind = Literal["answer sets", "answers", "results", "model", "adapter", "dataset"]
 Content = Path | bytes  # of a file to publish: a file here, or what is to stand in its place
 
 SETS, STATS = "sets.jsonl", "stats.json"
-SAVED = "dataset"  # answer sets once more, as datasets saves them to a disk
 _OF_TOOL: dict[str, tuple[Kind, tuple[str, ...]]] = {  # what a tool's folder is, and what a finished one holds
     "concat_answers": ("answer sets", (STATS,)),
     "generate_answers": ("answers", (PROBLEMS, ANSWERS)),
@@ -43,7 +40,6 @@ _OF_TOOL: dict[str, tuple[Kind, tuple[str, ...]]] = {  # what a tool's folder is
 _DATA = (".parquet", ".jsonl", ".csv", ".json", ".arrow", ".txt")
 _NOT_DATA = (store.MANIFEST, STATS, RESULTS, USAGE, "dataset_info.json", "state.json", "source.json")
 _SPLITS = ("train", "validation", "valid", "dev", "test")
-_ROWS_AT_ONCE = 1000
 _MOST_NAMES = 6  # of files in a sentence
 _SSA = "(SSA, [arXiv 2506.09014](https://arxiv.org/abs/2506.09014))"
 
@@ -187,8 +183,8 @@ def _describe_sets(folder: Path, contents: dict[str, Content], work: Path) -> di
         for _ in sets:
             pass
     else:
-        written = write_parquet(sets, work / "data")
-        parquet = {f"data/{path.name}": path for path in written}
+        written = write_parquet(sets, work)
+        parquet = {f"{written.name}/{path.name}": path for path in sorted(written.glob("*.parquet"))}
         contents |= parquet
     rows = _Tally()
     files = _read_parquet(parquet, rows)
@@ -229,37 +225,6 @@ def _models(tally: _Tally) -> str:
     return " and ".join(sorted({f"`{scrub_paths(sampling.model)}`" for sampling in tally.samplings})) or "a model"
 
 
-def write_parquet(sets: Iterator[AnswerSet], folder: Path) -> list[Path]:
-    """Answer sets as Parquet, one file for each split of their benchmarks, in flat memory: the columns ``question``
-    (what the aggregator reads), ``answer`` (gold), ``id``, ``problem_id``, ``source``, ``split``, ``num_answers``."""
-    import pyarrow
-    import pyarrow.parquet
-
-    texts = ("question", "answer", "id", "problem_id", "source", "split")
-    schema = pyarrow.schema([*((name, pyarrow.string()) for name in texts), ("num_answers", pyarrow.int64())])
-    folder.mkdir(parents=True)
-    paths: dict[str, Path] = {}
-    with ExitStack() as stack:
-        writers: dict[str, pyarrow.parquet.ParquetWriter] = {}
-        while rows := [_row(answer_set) for answer_set in itertools.islice(sets, _ROWS_AT_ONCE)]:
-            for split in dict.fromkeys(split_name(row["split"]) for row in rows):
-                if split not in writers:
-                    paths[split] = folder / f"{split}-00000-of-00001.parquet"
-                    writers[split] = stack.enter_context(pyarrow.parquet.ParquetWriter(paths[split], schema))
-                of_split = [row for row in rows if split_name(row["split"]) == split]
-                writers[split].write_table(pyarrow.Table.from_pylist(of_split, schema=schema))
-    return list(paths.values())
-
-
-def _row(answer_set: AnswerSet) -> dict[str, Any]:
-    problem, answers = answer_set.problem, answer_set.answers
-    return {
-        "question": answer_set_text(problem.question, [answer.text for answer in answers]),
-        "answer": problem.reference, "id": answer_set.id, "problem_id": problem.id,
-        "source": problem.source, "split": problem.split, "num_answers": len(answers),
-    }  # fmt: skip
-
-
 def split_name(split: str) -> str:
     """A split's name as the Hub takes it: letters, digits, underscores and dots.
 
@@ -284,13 +249,14 @@ def _read_parquet(contents: Mapping[str, Content], tally: _Tally) -> dict[str, s
             table = pyarrow.parquet.ParquetFile(source)
             tally.num_rows += table.metadata.num_rows
             tally.columns = tuple(table.schema_arrow.names)
-            columns = [name for name in ("source", "split", "num_answers", "k") if name in tally.columns]
+            columns = [name for name in ("source", "split", "k") if name in tally.columns]
             splits = set()
             for row in (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist() if columns):
                 splits.add(row.get("split"))
                 if {"source", "split"} <= row.keys():
                     tally.sources[row["source"], row["split"]] += 1
-                tally.sizes.update(row[name] for name in ("num_answers", "k") if name in row)
+                if "k" in row:
+                    tally.sizes[row["k"]] += 1
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise UserError(f"{path}: not a whole Parquet file: {error}") from None
         named = re.match(rf"({'|'.join(_SPLITS)})\b", Path(path).name)

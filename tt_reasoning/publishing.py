@@ -26,8 +26,9 @@ from tt_reasoning.cards import check_card, choose_license, is_own_card, write_ca
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS
 from tt_reasoning.hub import CARD, HubFile, RepoType, check_repo_name
-from tt_reasoning.inventory import SAVED, STATS, Content, Kind, check_weights, describe, name_kind, read_text, recognise
+from tt_reasoning.inventory import STATS, Content, Kind, check_weights, describe, name_kind, read_text, recognise
 from tt_reasoning.privacy import Secret, find_secrets, is_secret_file, own_secrets, read_blocks, scrub_json, text_blocks
+from tt_reasoning.set_tables import DATASET
 
 _RUN_FILES = (store.MANIFEST, STATS, RESULTS, "aggregator.json", "source.json")  # every string may be a path
 _BINARY = (".safetensors", ".parquet", ".arrow", ".gguf", ".model", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf")
@@ -103,9 +104,9 @@ def plan_publication(
         chosen, left_out = choose_files(folder)
         if found_type == "model":
             check_weights(folder)
-        if kind == "answer sets" and any(path.startswith(f"{SAVED}/") for path in chosen):
-            left_out[f"{SAVED}/"] = "for load_from_disk; the same sets are published as Parquet"
-            chosen = {path: source for path, source in chosen.items() if not path.startswith(f"{SAVED}/")}
+        if kind == "answer sets" and any(path.startswith(f"{DATASET}/") for path in chosen):
+            left_out[f"{DATASET}/"] = "for load_from_disk; the same sets are published as Parquet"
+            chosen = {path: source for path, source in chosen.items() if not path.startswith(f"{DATASET}/")}
         contents: dict[str, Content] = {
             path: clean_file(path, source, work, base_model) for path, source in chosen.items() if path != CARD
         }

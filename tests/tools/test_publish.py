@@ -22,8 +22,8 @@ from tt_reasoning import store
 from tt_reasoning.answer_sets import first_answers
 from tt_reasoning.cards import is_own_card
 from tt_reasoning.errors import UserError
-from tt_reasoning.prompts import answer_set_text
-from tt_reasoning.types import Answer, Problem, Sampling, Verdict
+from tt_reasoning.set_tables import set_row
+from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
 
 TOOL = Path(__file__).parents[2] / "tools" / "publish.py"
 spec = importlib.util.spec_from_file_location("publish_of_test", TOOL)
@@ -178,13 +178,8 @@ def test_what_is_published_loads_from_the_hub_as_it_was(hub: HubDouble, tmp_path
     found = json.loads(read.stdout)
 
     expected: dict[str, list[dict]] = {"train": [], "test": []}
-    for row in store.read_rows(sets / "sets.jsonl"):
-        problem = row["problem"]
-        expected[problem["split"]].append({
-            "question": answer_set_text(problem["question"], [answer["text"] for answer in row["answers"]]),
-            "answer": problem["reference"], "id": row["id"], "problem_id": problem["id"], "source": "gsm8k",
-            "split": problem["split"], "num_answers": 3,
-        })  # fmt: skip
+    for answer_set in store.read_records(sets / "sets.jsonl", AnswerSet):
+        expected[answer_set.problem.split].append(set_row(answer_set))
     assert found["sets"] == expected
     for name in ("answers", "problems", "verdicts"):
         assert found[name] == list(store.read_rows(answers / f"{name}.jsonl"))
