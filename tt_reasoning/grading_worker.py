@@ -25,6 +25,7 @@ _JOINT = re.compile(r"[\s,;.]*(?:\b(?:and|or)\b)?[\s,;.]*", re.IGNORECASE)
 _OTHERWISE = re.compile(r"\b(?:not|or|than|least|most|between|except|unless|if|where|when|for)\b", re.IGNORECASE)
 _INTEGER = re.compile(r"-?[0-9]{1,1000}")
 _PERCENT = re.compile(r"\\?%")
+_MIXED = re.compile(r"(?<![0-9.])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9.])")
 _DIGITS_AFTER_POINT = 50  # two expressions that agree so far are equal, if sympy cannot tell otherwise
 
 
@@ -88,11 +89,14 @@ def read(text: str, prose: bool) -> list:
 
 def _parse(mathematics: str) -> list:
     from math_verify import LatexExtractionConfig, parse
-    from sympy import Integer
+    from sympy import Integer, S
 
     if _INTEGER.fullmatch(mathematics):
         return [Integer(mathematics)]
-    return parse(f"${mathematics}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+    mathematics = _MIXED.sub(r"(\1+\\frac{\2}{\3})", mathematics)
+    parsed = parse(f"${mathematics}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+    # [3,1) is no interval; the empty set that it becomes would equal every other such slip.
+    return [] if parsed == [S.EmptySet] and re.search(r"[\[(]", mathematics) else parsed
 
 
 def _elements(value: object) -> tuple:
@@ -134,8 +138,9 @@ def _plainly_differ(one: object, other: object) -> bool:
 def _adapt_math_verify() -> None:
     """Correct math-verify 0.9.0, in this process: decimals are exact, equations without solutions are not all equal.
 
-    As it is, it rounds decimals to six places, so that 0.333333 is 1/3 and 0.0000002 is 10^-7; and it takes any
-    two equations for equal that have no real solution.
+    As it is, it rounds decimals to six places, so that 0.333333 is 1/3 and 0.0000002 is 10^-7; it takes any two
+    equations for equal that have no real solution; it adds what stands side by side, so that 3(8) and "3 8" are 11
+    (meant for mixed numbers); and it compares a single letter with an expression as text, so that 2x - x is not x.
 
     And speed it up: what simplifies to zero is zero everywhere, so two expressions with unlike values need no
     simplifying; and what ANTLR's SLL mode can parse, it parses as the slower LL mode would (its documentation of
@@ -144,16 +149,33 @@ def _adapt_math_verify() -> None:
     from antlr4.atn.PredictionMode import PredictionMode
     from latex2sympy2_extended import latex2sympy2
     from math_verify import grader
-    from sympy import Eq, Rational, simplify, solve
+    from sympy import Eq, Expr, MatrixBase, Rational, simplify, solve
 
     reader = latex2sympy2._Latex2Sympy
     create_parser, parse, read_number = reader.create_parser, reader.parse, reader.parse_number
     compare_solutions = grader.sympy_solve_and_compare
+    multiply = reader.convert_postfix_list
+    compare_letters = grader.sympy_compare_symbols
     compare_values = grader.sympy_numeric_eq
     compare_symbolically = grader.sympy_symbolic_eq
 
     def read_exactly(self: object, text: str) -> object:
         return Rational(text.replace(",", "")) if "." in text else read_number(self, text)
+
+    def multiply_neighbours(self: object, factors: list, place: int = 0) -> object:
+        first = self.convert_postfix(factors[place])
+        if place + 1 == len(factors):
+            return first
+        if not isinstance(first, Expr | MatrixBase):
+            return multiply(self, factors, place)  # a derivative
+        one, other = factors[place].getText(), factors[place + 1].getText()
+        if one.isdigit() and other[0].isdigit():
+            raise ValueError(f"{one} {other} is no number and no product")
+        rest = self.convert_postfix_list(factors, place + 1)
+        if isinstance(first, MatrixBase) or isinstance(rest, MatrixBase):
+            return self.mat_mul_flat(first, rest)
+        is_mixed = one.isdigit() and other.startswith("\\frac") and place + 2 == len(factors)
+        return first + rest if is_mixed and rest.is_Rational else self.mul_flat(first, rest)
 
     def compare_equations(gold: object, given: object, *precision: int) -> bool:
         if isinstance(gold, Eq) and isinstance(given, Eq):
@@ -185,7 +207,12 @@ def _adapt_math_verify() -> None:
             del self.create_parser
             return parse(self, text)
 
+    def compare_letter(gold: object, given: object) -> bool:
+        return compare_letters(gold, given) or grader.sympy_symbolic_eq(gold, given)
+
     reader.parse, reader.parse_number = parse_in_two_stages, read_exactly
+    reader.convert_postfix_list = multiply_neighbours
+    grader.sympy_compare_symbols = compare_letter
     grader.sympy_solve_and_compare = compare_equations
     grader.sympy_numeric_eq = compare_numerically
     grader.sympy_symbolic_eq = simplify_difference
