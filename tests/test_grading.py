@@ -188,6 +188,7 @@ def test_a_choice_is_one_letter_that_stands_alone(text: str, letter: str | None)
         ("3:30 p.m.", "3:30 PM"),
         ("\\text{(B)}", "B"),
         ("4210_{5}", "4210_5"),
+        ("\\varnothing", "\\emptyset"),
         ("5 cm", "5"),
         ("2½", "5/2"),
         ("1.5 \\times 10^{-3}", "0.0015"),

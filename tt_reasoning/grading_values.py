@@ -33,6 +33,7 @@ _REWRITES = [
     for pattern, to in (
         (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
         (r"\\[dt]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\{,\}", ","),
         (r"(?<!\\)\\!\s*", ""),
         (r"(?<=[0-9])\\,(?=[0-9]{3})", ""),
