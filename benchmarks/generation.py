@@ -60,16 +60,16 @@ class Arguments:
     """Hugging Face folder for throughput and first answer; without it those are left out."""
     problems: int = 256
     """How many."""
-    samples: int = 2
+    samples: int = 1
     """Answers to each."""
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     """Most tokens of an answer."""
     chunk_size: int | None = None
     """Problems in one engine call; the tool's default unless given."""
     dtype: str = "bf16"
     """Arithmetic."""
     repeats: int = 3
-    """Timed runs of each side, in turn, after one that is not counted."""
+    """Timed runs of each side, in turn, after one of a few problems that is not counted."""
     memory: bool = False
     """Measure memory too."""
     json: Path | None = None
@@ -153,14 +153,14 @@ def measure_throughput(args: Arguments, model: str) -> dict[str, Any]:
     chunk_size = args.chunk_size or EngineOptions(dtype="bf16").default_chunk_size(args.samples)
     engine = VllmEngine(model, dtype=args.dtype, max_model_len=1024)
     sides = {
-        "bare": lambda: run_bare(engine, problems, sampling, args.samples),
-        "tool": lambda: run_tool(engine, problems, sampling, args.samples, chunk_size),
+        "bare": lambda asked: run_bare(engine, asked, sampling, args.samples),
+        "tool": lambda asked: run_tool(engine, asked, sampling, args.samples, chunk_size),
     }
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in tqdm(range(-1, args.repeats), desc="rounds"):
         order = ("bare", "tool") if round_ % 2 else ("tool", "bare")
         for name in order:
-            seconds, tokens = sides[name]()
+            seconds, tokens = sides[name](problems if round_ >= 0 else problems[:16])
             if round_ >= 0:
                 speeds[name].append(tokens / seconds)
     engine.close()

@@ -80,7 +80,7 @@ class Arguments:
     seed: int = 0
     """Seed of the run; each answer has its own from it."""
     chunk_size: int | None = None
-    """Problems asked at once, always the same in a folder; in a new one 64, or 8192 answers' worth on a GPU."""
+    """Problems asked at once, always the same in a folder; in a new one as many as suit the engine."""
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 

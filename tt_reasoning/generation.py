@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import overload
 
@@ -402,13 +402,14 @@ def _ask(
             chunk = chunk.missing()
         elif isinstance(engine, CheckingEngine) and any(chunk.on_disk):
             missing = chunk.missing()
-            requests = {p.id: _request(p, index, chunk.sampling, prompt) for p, index in missing.pairs}
+            ids = [problem.id for problem, _ in missing.pairs]
+            requests = dict(zip(ids, _requests(missing, prompt), strict=True))  # a problem's are refused alike
             failures = {identity: engine.refuse(request) for identity, request in requests.items()}
             if all(failures.values()):
                 for position, (problem, _) in enumerate(missing.pairs):
                     book.take(missing, position, failures[problem.id])
                 continue
-        yield chunk, [_request(problem, index, chunk.sampling, prompt) for problem, index in chunk.pairs]
+        yield chunk, _requests(chunk, prompt)
 
 
 def _answer(
@@ -441,16 +442,23 @@ def _record_usage(engine: ServedEngine, path: Path) -> None:
         append_records(path, [usage])
 
 
-def _request(problem: Problem, index: int, sampling: Sampling, prompt: Prompt) -> Request:
-    return Request(
-        prompt=prompt.render(problem.question),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_new_tokens=sampling.max_new_tokens,
-        seed=sampling.request_seed(problem.id, index),
-        stop=prompt.stop,
-    )
+def _requests(chunk: _Chunk, prompt: Prompt) -> list[Request]:
+    """The requests of a chunk; those of one problem share its rendered prompt."""
+    sampling, found = chunk.sampling, []
+    for problem, pairs in groupby(chunk.pairs, key=lambda pair: pair[0]):
+        rendered = prompt.render(problem.question)
+        for _, index in pairs:
+            request = Request(
+                prompt=rendered,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_new_tokens=sampling.max_new_tokens,
+                seed=sampling.request_seed(problem.id, index),
+                stop=prompt.stop,
+            )
+            found.append(request)
+    return found
 
 
 def _to_answer(problem: Problem, index: int, sampling: Sampling, completion: Completion) -> Answer:

@@ -10,6 +10,7 @@ import pytest
 
 from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.engines.base import Completion, Request
+from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.engines.scripted import ScriptedEngine
 from tt_reasoning.errors import UserError
 from tt_reasoning.prompts import get_prompt
@@ -84,6 +85,15 @@ def test_every_registered_engine_is_found(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     check_engine("vllm", str(tmp_path), tensor_parallel_size=1)
     check_engine("tune", str(tmp_path), dtype="bf16")
+
+
+def test_a_chunk_is_as_large_as_suits_the_engine_and_several_copies_share_it() -> None:
+    one = EngineOptions().default_chunk_size(4)
+    assert one * 4 in (4096, 16_384)
+    assert EngineOptions(data_parallel_size=4).default_chunk_size(4) == one // 4
+    assert EngineOptions(name="ray", num_workers=2).default_chunk_size(8) == one // 4
+    assert EngineOptions(name="openai").default_chunk_size(4) == 64
+    assert EngineOptions().default_chunk_size(100_000) == 1
 
 
 def test_a_model_that_is_no_model_is_refused(tmp_path: Path) -> None:

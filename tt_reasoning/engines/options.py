@@ -14,7 +14,8 @@ from tt_reasoning.engines.vllm import runs_on_cpu
 from tt_reasoning.errors import UserError
 
 _CHUNK_PROBLEMS = 64
-_CHUNK_ANSWERS_GPU = 8192
+_CHUNK_ANSWERS_CPU, _CHUNK_ANSWERS_GPU = 4096, 16_384
+_RAY_WORKERS = 8  # a guess, for the size of a chunk alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +80,19 @@ class EngineOptions:
         return {"engine": self.name, "revision": self.revision, "dtype": self.dtype}
 
     def default_chunk_size(self, num_samples: int) -> int:
-        """Problems asked at once where the user does not say: on a GPU so many that its last answers, which leave
-        most of it idle, are few among all (docs/generation.md).
+        """Problems asked at once where the user does not say.
+
+        vLLM runs half empty behind the last request of a chunk; with so many answers in it that costs little
+        (docs/generation.md). Several copies share the number, so that each has some chunks.
 
         >>> EngineOptions(name="tune").default_chunk_size(4)
         64
         """
-        if self.name not in ("vllm", "ray") or runs_on_cpu():
+        if self.name not in ("vllm", "ray"):
             return _CHUNK_PROBLEMS
-        return max(_CHUNK_PROBLEMS, -(-_CHUNK_ANSWERS_GPU // num_samples))
+        answers = _CHUNK_ANSWERS_CPU if runs_on_cpu() else _CHUNK_ANSWERS_GPU
+        copies = self._copies() if self.name == "vllm" else self.num_workers or _RAY_WORKERS
+        return max(1, answers // (copies * num_samples))
 
     def _copies(self) -> int:
         return 1 if self.data_parallel_size is None else self.data_parallel_size
