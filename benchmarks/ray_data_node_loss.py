@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 import tyro
 
-from tt_reasoning.cluster import ClusterPool, join_cluster
+from tt_reasoning.cluster import ClusterPool, JoinedCluster
 
 SIDES = {"actors": {}, "fixed": {"size": 2}, "elastic": {"min_size": 1, "max_size": 2, "initial_size": 2}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    num_chunks: int = 16
+    num_chunks: int = 24
     """Chunks of each side."""
     chunk_s: float = 3.0
     """Seconds of work in a chunk."""
@@ -82,7 +82,7 @@ def lose_a_machine(args: Arguments, side: str) -> dict[str, Any]:
                 lost.set()
         ended.set()
 
-    with join_cluster(cluster.address):
+    with JoinedCluster(cluster.address):
         threading.Thread(target=work, daemon=True).start()
         while not ended.wait(0.5):
             if lost.is_set() and time.monotonic() - events[-1] > args.still_s:
@@ -94,7 +94,7 @@ def lose_a_machine(args: Arguments, side: str) -> dict[str, Any]:
 
 
 def run_actors(args: Arguments, done: list[int]) -> Iterator[tuple[int, str]]:
-    with join_cluster() as machines, ClusterPool(partial(open_sleeper, args.chunk_s), machines) as pool:
+    with JoinedCluster() as joined, ClusterPool(partial(open_sleeper, args.chunk_s), joined.machines) as pool:
         yield from pool.map(range(args.num_chunks))
 
 

@@ -21,6 +21,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import socket
 import time
 from collections import Counter, deque
@@ -92,32 +93,42 @@ def _split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-@contextlib.contextmanager
-def join_cluster(ray_address: str | None = None) -> Iterator[list[Machine]]:
-    """Join a Ray cluster; inside the block workers can be opened on its machines.
+class JoinedCluster:
+    """A Ray cluster that this process has joined; leave it by ``close``, or use it in a ``with`` block.
 
     Args:
         ray_address: ``HOST:PORT`` of the cluster's head; ``auto`` is RAY_ADDRESS, else the cluster that this machine
             belongs to; None is the same, and where there is none a cluster of this machine alone, which ends with
-            the block. A process that has joined a cluster already stays in that one, and the block does not leave it.
+            this object. A process that has joined a cluster already stays in that one.
 
     Raises:
         UserError: Ray is not installed, the address is none, nothing answers there, or this machine is not part of
             the cluster.
     """
-    check_ray(ray_address)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters becomes an exception
-    import ray
 
-    if ray.is_initialized():
-        yield _list_machines()
-        return
-    _join(_find_address(ray_address))
-    try:
-        yield _list_machines()
-    finally:
-        ray.shutdown()
+    def __init__(self, ray_address: str | None = None) -> None:
+        check_ray(ray_address)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        import ray
+
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            _join(_find_address(ray_address))
+        self.machines = _list_machines()
+
+    def __enter__(self) -> JoinedCluster:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster, unless the process was in it before."""
+        import ray
+
+        if self._is_ours:
+            ray.shutdown()
+            self._is_ours = False
 
 
 def _find_address(ray_address: str | None) -> str:
@@ -230,7 +241,7 @@ class ClusterPool(Generic[T, R]):
     Args:
         open_worker: called once in every worker; what it returns takes a chunk and returns its result. Both travel by
             pickle: module-level functions and ``functools.partial`` of them do.
-        machines: of ``join_cluster``.
+        machines: of the cluster that was joined.
         num_workers: as many as fit unless given; more than fit take their place when machines join.
         num_cpus, num_gpus: of a worker.
 
@@ -480,11 +491,12 @@ def _last_words(place: Place | None, error: Exception) -> str:
 
 
 def _read_end(path: str, num_characters: int = 300) -> str:
-    """The end of a file on one line; nothing of no file."""
+    """The end of a file on one line, without progress bars; nothing of no file."""
     try:
-        return " ".join(Path(path).read_text(errors="replace")[-num_characters:].split())
+        lines = Path(path).read_text(errors="replace").splitlines()
     except OSError:
         return ""
+    return " ".join(" ".join(line for line in lines if not re.search(r"\d%.*\|", line)).split())[-num_characters:]
 
 
 def _one_line(text: str, most: int = 300) -> str:
@@ -503,9 +515,12 @@ def _one_line(text: str, most: int = 300) -> str:
 def open_pool(
     open_worker: Callable[[], Callable[[T], R]], *, ray_address: str | None = None, num_workers: int | None = None
 ) -> Iterator[ClusterPool[T, R]]:
-    """A pool with a worker a CPU of the cluster, or ``num_workers``. Raises UserError as ``join_cluster``."""
+    """A pool with a worker a CPU of the cluster, or ``num_workers``. Raises UserError as ``JoinedCluster``."""
     check_ray(ray_address, num_workers)
-    with join_cluster(ray_address) as machines, ClusterPool(open_worker, machines, num_workers=num_workers) as pool:
+    with (
+        JoinedCluster(ray_address) as cluster,
+        ClusterPool(open_worker, cluster.machines, num_workers=num_workers) as pool,
+    ):
         yield pool
 
 

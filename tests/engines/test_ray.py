@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 from tiny import write_tiny_model
 
 from tt_reasoning import cluster as clusters
-from tt_reasoning.cluster import grade_on_cluster, join_cluster, map_chunks, open_pool, token_counter_on_cluster
+from tt_reasoning.cluster import JoinedCluster, grade_on_cluster, map_chunks, open_pool, token_counter_on_cluster
 from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.engines.base import PooledEngine, Request
 from tt_reasoning.engines.ray import RayEngine
@@ -95,7 +96,7 @@ from test_ray import chunks_of_requests
 from tt_reasoning.engines.vllm import VllmEngine
 engine = VllmEngine(sys.argv[1], dtype="fp32", max_model_len=256)
 found = [[dataclasses.asdict(c) for c in engine.generate(chunk)] for chunk in chunks_of_requests()]
-print("\\n" + json.dumps(found))
+json.dump(found, open(sys.argv[3], "w"))
 """
 
 
@@ -104,26 +105,25 @@ def test_a_killed_worker_loses_nothing_and_the_records_are_those_of_the_local_en
 ) -> None:
     model = write_tiny_model(tmp_path / "model")
     paths = json.dumps([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
-    local = subprocess.Popen([sys.executable, "-c", LOCAL, model, paths], stdout=subprocess.PIPE, text=True)
-    engine = open_engine("ray", str(model), ray_address=address, dtype="fp32", max_model_len=256)
-    assert isinstance(engine, PooledEngine) and isinstance(engine, RayEngine)
+    local = subprocess.Popen([sys.executable, "-c", LOCAL, model, paths, tmp_path / "local.json"])
     found: list[tuple[int, Any]] = []
     killed = None
-    for index, completions in engine.generate_chunks(iter(chunks_of_requests())):
-        found.append((index, completions))
-        if killed is None and len({place.node_id for place in engine.work_done}) == 2:
-            killed = min(engine.work_done, key=lambda place: place.pid)
-            os.kill(killed.pid, signal.SIGKILL)
-    expected = json.loads(local.communicate()[0].splitlines()[-1])
+    with closing(open_engine("ray", str(model), ray_address=address, dtype="fp32", max_model_len=256)) as engine:
+        assert isinstance(engine, PooledEngine) and isinstance(engine, RayEngine)
+        for index, completions in engine.generate_chunks(iter(chunks_of_requests())):
+            found.append((index, completions))
+            if killed is None and len({place.node_id for place in engine.work_done}) == 2:
+                killed = min(engine.work_done, key=lambda place: place.pid)
+                os.kill(killed.pid, signal.SIGKILL)
+        again = engine.generate(chunks_of_requests()[0])
+        with pytest.raises(UserError, match="a prompt of 300 tokens with max_new_tokens=16 passes .* 256"):
+            engine.generate([Request(prompt="x" * 300, max_new_tokens=16)])
+    assert local.wait() == 0
+    expected = json.loads((tmp_path / "local.json").read_text())
     assert sorted(index for index, _ in found) == list(range(NUM_CHUNKS))
     assert [[vars(c) for c in completions] for _, completions in sorted(found)] == expected
+    assert [vars(c) for c in again] == expected[0]
     assert killed is not None and "its chunk is asked again" in caplog.text
-
-    again = chunks_of_requests()[0]
-    assert [vars(c) for c in engine.generate(again)] == expected[0]
-    with pytest.raises(UserError, match="a prompt of 300 tokens with max_new_tokens=16 passes .* 256"):
-        engine.generate([Request(prompt="x" * 300, max_new_tokens=16)])
-    engine.close()
 
 
 def test_a_machine_without_the_model_is_named(address: str, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_an_address_where_no_cluster_answers_is_told() -> None:
     for port in (closed, web.server_port):
         with (
             pytest.raises(UserError, match=f"no Ray cluster answers at 127.0.0.1:{port}"),
-            join_cluster(f"127.0.0.1:{port}"),
+            JoinedCluster(f"127.0.0.1:{port}"),
         ):
             pass
     web.shutdown()
@@ -263,7 +263,7 @@ def test_the_driver_leaves_only_what_it_joined_and_prints_nothing_of_ray(
     opener = by_value(open_square)
     assert list(map_chunks(opener, [3], ray_address=address)) == [9]
     assert not ray.is_initialized()
-    with join_cluster(address):
+    with JoinedCluster(address):
         assert list(map_chunks(opener, [3], ray_address=address)) == [9]
         assert ray.is_initialized()
     assert capfd.readouterr() == ("", "")

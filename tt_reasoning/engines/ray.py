@@ -9,14 +9,13 @@ machines share nothing but the model folder, which each must find under the same
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tt_reasoning.cluster import ClusterPool, Machine, Place, check_ray, join_cluster
+from tt_reasoning.cluster import ClusterPool, JoinedCluster, Machine, Place, check_ray
 from tt_reasoning.engines.base import Completion, Failure, Request
 from tt_reasoning.errors import UserError, unknown_name
 
@@ -64,7 +63,7 @@ class RayEngine:
             "gpu_memory_utilization": gpu_memory_utilization,
         }
         with contextlib.ExitStack() as stack:
-            machines = stack.enter_context(join_cluster(ray_address))
+            machines = stack.enter_context(JoinedCluster(ray_address)).machines
             self._pool: ClusterPool[list[Request], list[Completion | Failure]] = stack.enter_context(
                 ClusterPool(
                     partial(_open_vllm, model, options),
@@ -135,7 +134,6 @@ def _resources(machines: Sequence[Machine], tensor_parallel_size: int) -> dict[s
 
 def _open_vllm(model: str, options: dict[str, Any]) -> Callable[[list[Request]], list[Completion | Failure]]:
     """In a worker: the engine with its model. A missing folder is told before vLLM loads."""
-    os.environ["TQDM_DISABLE"] = "1"  # nobody sees its bars, and they would be its last words
     from tt_reasoning.engines import open_engine
 
     return open_engine("vllm", model, **options).generate
