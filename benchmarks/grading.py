@@ -31,9 +31,8 @@ from grading_agreement import labelled_answers, rows_of
 from math_verify import parse, verify
 from tqdm import tqdm
 
-from tt_reasoning import grading_values
 from tt_reasoning.errors import UserError, exit_on_mistake
-from tt_reasoning.grading import Grader, count_reasons
+from tt_reasoning.grading import Grader, count_reasons, values
 from tt_reasoning.store import write_json
 from tt_reasoning.types import Verdict
 
@@ -148,7 +147,7 @@ def plainly_differ(one: str, other: str) -> bool:
 
 
 def grade_ours(items: list[Item], args: Arguments) -> tuple[float, list[Verdict]]:
-    grading_values.read.cache_clear()
+    values.read.cache_clear()
     rows = [(item.id, item.text, item.reference, "math" if item.latex else "numeric") for item in items]
     with Grader(num_workers=args.num_workers) as grader:
         grader.grade_many([(str(n), f"\\boxed{{{n}+x}}", f"x+{n}", "math") for n in range(20)])  # starts the workers

@@ -4,7 +4,7 @@
 - ``solutions``: the boxed answer of each MATH-500 reference solution against the reference;
 - ``gold``: every reference of GSM8K, MATH-500, AIME 2024, AMC 2023 and OlympiadBench against itself, stated in
   five forms; and which references cannot be read, which shows when another answer is compared with them;
-- ``audit``: the second rule set (``grading_audit``) on all of the above.
+- ``audit``: the second rule set (``grading.audit``) on all of the above.
 
 DATA holds gsm8k/{train,test,example_model_solutions}.jsonl, math500/test.jsonl, aime24/test.jsonl, amc23/test.jsonl,
 olympiadbench/test.jsonl, as their authors publish them (docs/grading.md). About half a minute:
@@ -23,7 +23,7 @@ import tyro
 
 from tt_reasoning.errors import UserError, exit_on_mistake
 from tt_reasoning.grading import Grader, count_reasons
-from tt_reasoning.grading_audit import audit, disagree
+from tt_reasoning.grading.audit import audit, disagree
 from tt_reasoning.problems import load_problems
 from tt_reasoning.store import read_rows, write_json
 from tt_reasoning.types import Kind, Verdict

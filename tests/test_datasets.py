@@ -11,11 +11,11 @@ import pytest
 from tiny import write_byte_tokenizer
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+from tt_reasoning.answer_sets.tables import write_dataset, write_parquet
 from tt_reasoning.datasets import problem_dataset, sft_dataset, ssa_dataset
 from tt_reasoning.errors import UserError
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.prompts import answer_set_text, get_prompt
-from tt_reasoning.set_tables import write_dataset, write_parquet
 from tt_reasoning.store import read_records, write_records
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling
 

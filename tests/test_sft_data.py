@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tt_reasoning.answer_sets.rows import SetRow
 from tt_reasoning.engines.base import Request
 from tt_reasoning.engines.scripted import ScriptedEngine
 from tt_reasoning.errors import UserError
@@ -13,7 +14,6 @@ from tt_reasoning.generation import Counts
 from tt_reasoning.grading import Grader
 from tt_reasoning.prompts import answer_set_text, get_prompt
 from tt_reasoning.rewards import SSAReward
-from tt_reasoning.set_rows import SetRow
 from tt_reasoning.sft_data import (
     JUSTIFICATIONS,
     Item,

@@ -27,7 +27,7 @@ from tt_reasoning.cluster import check_ray, grade_on_cluster
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.grading import Fallback, Grader, accuracy, count_reasons
-from tt_reasoning.grading_audit import audit, disagree
+from tt_reasoning.grading.audit import audit, disagree
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.selection import bootstrap_interval
 from tt_reasoning.store import append_records, lock, read_manifest, read_records, versions, write_json, write_records

@@ -28,11 +28,7 @@ from tqdm import tqdm
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import VERDICTS, Dropped, describe_records, open_answers, require_verdicts
-from tt_reasoning.errors import UserError
-from tt_reasoning.generation import ANSWERS, PROBLEMS
-from tt_reasoning.plots import check_plot_path, plot_answer_sets
-from tt_reasoning.processes import count_cores
-from tt_reasoning.set_building import (
+from tt_reasoning.answer_sets.building import (
     SETS,
     AnswerPool,
     Kept,
@@ -42,9 +38,13 @@ from tt_reasoning.set_building import (
     read_problem_ids,
     require_pool_samples,
 )
-from tt_reasoning.set_statistics import Limits, choose_surplus, summarise
-from tt_reasoning.set_tables import write_dataset, write_parquet
-from tt_reasoning.token_counts import load_token_counter
+from tt_reasoning.answer_sets.statistics import Limits, choose_surplus, summarise
+from tt_reasoning.answer_sets.tables import write_dataset, write_parquet
+from tt_reasoning.answer_sets.token_counts import load_token_counter
+from tt_reasoning.errors import UserError
+from tt_reasoning.generation import ANSWERS, PROBLEMS
+from tt_reasoning.plots import check_plot_path, plot_answer_sets
+from tt_reasoning.processes import count_cores
 from tt_reasoning.tool import run_tool
 from tt_reasoning.types import AnswerSet
 

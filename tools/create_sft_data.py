@@ -22,12 +22,12 @@ from typing import Annotated, Any
 import tyro
 
 from tt_reasoning import store
+from tt_reasoning.answer_sets.rows import SetRow, read_set_rows
 from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Counts
 from tt_reasoning.grading import Grader
 from tt_reasoning.prompts import get_prompt
-from tt_reasoning.set_rows import SetRow, read_set_rows
 from tt_reasoning.sft_data import (
     REJECTED,
     SFT,

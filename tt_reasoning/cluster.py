@@ -31,9 +31,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from tt_reasoning.answer_sets.token_counts import CountTokens, load_token_counter
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
-from tt_reasoning.token_counts import CountTokens, load_token_counter
 from tt_reasoning.types import Kind, Verdict
 
 T = TypeVar("T")

@@ -22,13 +22,13 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from tt_reasoning.answer_sets import VERDICTS
+from tt_reasoning.answer_sets.rows import SetRow
 from tt_reasoning.engines.base import Engine
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Counts, generate_answers
 from tt_reasoning.grading import Grader, count_reasons
 from tt_reasoning.leaks import KINDS, find_leak
 from tt_reasoning.prompts import Prompt, oracle_text
-from tt_reasoning.set_rows import SetRow
 from tt_reasoning.store import append_records, read_records
 from tt_reasoning.types import Answer, Problem, Sampling, Verdict
 

@@ -23,13 +23,13 @@ import pytest
 from tiny import write_tiny_model
 
 from tt_reasoning import cluster as clusters
+from tt_reasoning.answer_sets.token_counts import load_token_counter
 from tt_reasoning.cluster import JoinedCluster, grade_on_cluster, map_chunks, open_pool, token_counter_on_cluster
 from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.engines.base import PooledEngine, Request
 from tt_reasoning.engines.ray import RayEngine
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
-from tt_reasoning.token_counts import load_token_counter
 
 ROOT = Path(__file__).parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}

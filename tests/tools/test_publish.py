@@ -20,9 +20,9 @@ from tiny import write_tiny_model
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import first_answers
-from tt_reasoning.cards import is_own_card
+from tt_reasoning.answer_sets.tables import set_row
 from tt_reasoning.errors import UserError
-from tt_reasoning.set_tables import set_row
+from tt_reasoning.publishing.cards import is_own_card
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
 
 TOOL = Path(__file__).parents[2] / "tools" / "publish.py"

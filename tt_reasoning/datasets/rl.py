@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
+from tt_reasoning.answer_sets.rows import read_set_rows
 from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.problems import load_problems
 from tt_reasoning.prompts import Prompt, get_prompt
-from tt_reasoning.set_rows import read_set_rows
 from tt_reasoning.types import Kind
 
 Row = tuple[str, str, str, Kind]  # problem id, question, reference, kind

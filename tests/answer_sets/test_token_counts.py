@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tt_reasoning import token_counts
+from tt_reasoning.answer_sets import token_counts
+from tt_reasoning.answer_sets.token_counts import load_token_counter
 from tt_reasoning.errors import UserError
-from tt_reasoning.token_counts import load_token_counter
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

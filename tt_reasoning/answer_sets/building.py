@@ -30,11 +30,11 @@ from tt_reasoning.answer_sets import (
     shuffled,
     too_few,
 )
+from tt_reasoning.answer_sets.token_counts import CountTokens
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.processes import map_in_processes
 from tt_reasoning.prompts import answer_set_text
-from tt_reasoning.token_counts import CountTokens
 from tt_reasoning.types import Answer, AnswerSet, Problem, Reason, Sampling, seed_of
 
 SETS = "sets.jsonl"

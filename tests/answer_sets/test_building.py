@@ -16,10 +16,7 @@ from set_folders import SAMPLING, group, problem, write_folder
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import Dropped, first_answers, open_answers
-from tt_reasoning.errors import UserError
-from tt_reasoning.processes import map_in_processes
-from tt_reasoning.prompts import answer_set_text
-from tt_reasoning.set_building import (
+from tt_reasoning.answer_sets.building import (
     Candidate,
     Kept,
     SetRules,
@@ -29,6 +26,9 @@ from tt_reasoning.set_building import (
     read_problem_ids,
     require_pool_samples,
 )
+from tt_reasoning.errors import UserError
+from tt_reasoning.processes import map_in_processes
+from tt_reasoning.prompts import answer_set_text
 from tt_reasoning.types import AnswerSet, Sampling
 
 COLD, HOT = Sampling(model="tiny", prompt="answer", temperature=0.1), Sampling(model="large", prompt="answer")

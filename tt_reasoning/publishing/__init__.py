@@ -22,13 +22,30 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tt_reasoning import store
-from tt_reasoning.cards import check_card, choose_license, is_own_card, write_card
+from tt_reasoning.answer_sets.tables import DATASET
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS
 from tt_reasoning.hub import CARD, HubFile, RepoType, check_repo_name
-from tt_reasoning.inventory import STATS, Content, Kind, check_weights, describe, name_kind, read_text, recognise
-from tt_reasoning.privacy import Secret, find_secrets, is_secret_file, own_secrets, read_blocks, scrub_json, text_blocks
-from tt_reasoning.set_tables import DATASET
+from tt_reasoning.publishing.cards import check_card, choose_license, is_own_card, write_card
+from tt_reasoning.publishing.inventory import (
+    STATS,
+    Content,
+    Kind,
+    check_weights,
+    describe,
+    name_kind,
+    read_text,
+    recognise,
+)
+from tt_reasoning.publishing.privacy import (
+    Secret,
+    find_secrets,
+    is_secret_file,
+    own_secrets,
+    read_blocks,
+    scrub_json,
+    text_blocks,
+)
 
 _RUN_FILES = (store.MANIFEST, STATS, RESULTS, "aggregator.json", "source.json")  # every string may be a path
 _BINARY = (".safetensors", ".parquet", ".arrow", ".gguf", ".model", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf")

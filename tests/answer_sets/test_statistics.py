@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from set_folders import write_folder
 
 from tt_reasoning.answer_sets import Dropped, open_answers
-from tt_reasoning.set_building import Kept, pool_answers
-from tt_reasoning.set_statistics import DIFFICULTIES, Limits, choose_surplus, summarise
+from tt_reasoning.answer_sets.building import Kept, pool_answers
+from tt_reasoning.answer_sets.statistics import DIFFICULTIES, Limits, choose_surplus, summarise
 
 
 def kept(number: int, difficulty: str, source: str = "a", num_tokens: int = 10) -> Kept:

@@ -17,13 +17,13 @@ from tiny import write_tiny_model
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import first_answers
-from tt_reasoning.cards import choose_license, is_own_card
+from tt_reasoning.answer_sets.tables import set_row
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import Report, Result
 from tt_reasoning.hub import HubFile
-from tt_reasoning.privacy import Secret, find_secrets, scrub_json, scrub_paths
 from tt_reasoning.publishing import Publication, plan_publication
-from tt_reasoning.set_tables import set_row
+from tt_reasoning.publishing.cards import choose_license, is_own_card
+from tt_reasoning.publishing.privacy import Secret, find_secrets, scrub_json, scrub_paths
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
 
 # Put together here, so that this file holds none.

@@ -2,7 +2,7 @@
 
 Everything streams: an index says where each answer stands in ``answers.jsonl`` and what its verdict is, a few dozen
 bytes an answer, however long it is. Problems come in the order of ``problems.jsonl``, whatever order (or resumed run)
-the answers were written in. ``set_building`` makes training sets out of it.
+the answers were written in. ``answer_sets.building`` makes training sets out of it.
 """
 
 from __future__ import annotations

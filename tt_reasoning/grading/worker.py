@@ -1,6 +1,6 @@
 """The child process behind ``grading.Grader``: one JSON line ``[reference, answer]`` in, one word out.
 
-It runs as a plain script (``python -P grading_worker.py MEMORY_BYTES LIMIT_S``), so it imports nothing of the
+It runs as a plain script (``python -P worker.py MEMORY_BYTES LIMIT_S``), so it imports nothing of the
 caller and forks none of the caller's threads. It says ``ready`` once its imports are done, so that their
 time counts against no comparison. Whoever started it kills it when an answer takes too long; should that
 process be gone, an alarm of its own ends it. It ends with its standard input.

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import VERDICTS
-from tt_reasoning.cards import Subject, Table
+from tt_reasoning.answer_sets.tables import write_parquet
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS, Report, percent, read_report
 from tt_reasoning.generation import ANSWERS, PROBLEMS, USAGE
-from tt_reasoning.privacy import scrub_json, scrub_paths
-from tt_reasoning.set_tables import write_parquet
+from tt_reasoning.publishing.cards import Subject, Table
+from tt_reasoning.publishing.privacy import scrub_json, scrub_paths
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
 
 Kind = Literal["answer sets", "answers", "results", "model", "adapter", "dataset"]

@@ -3,9 +3,9 @@
     grade(text, reference, kind)     one verdict, anywhere, over workers that the whole process shares
     Grader(...)                      the same with settings of its own: time limit, workers, what counts
 
-Equal spellings and plain numbers are compared in the caller, exactly (``grading_values``). Everything else goes to
+Equal spellings and plain numbers are compared in the caller, exactly (``grading.values``). Everything else goes to
 math-verify in a worker process that is killed and replaced when one comparison passes its limit
-(``grading_pool``), so no answer can hang or crash the caller, from whichever thread, event loop, Ray actor or
+(``grading.pool``), so no answer can hang or crash the caller, from whichever thread, event loop, Ray actor or
 forked process it calls. No signal is used. A decimal is the number it writes: ``0.333333`` is not 1/3, and
 ``1.414214`` is not √2. docs/grading.md says what is equal, and how well that agrees with labels.
 
@@ -23,9 +23,9 @@ import typing
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tt_reasoning.grading_extract import MAX_TEXT, Fallback, extract_answer, read_letter
-from tt_reasoning.grading_pool import WorkerPool
-from tt_reasoning.grading_values import MAX_ANSWER, compare_fast, compare_numbers, normalize, strip
+from tt_reasoning.grading.extract import MAX_TEXT, Fallback, extract_answer, read_letter
+from tt_reasoning.grading.pool import WorkerPool
+from tt_reasoning.grading.values import MAX_ANSWER, compare_fast, compare_numbers, normalize, strip
 from tt_reasoning.types import Kind, Reason, Verdict
 
 __all__ = [

@@ -22,8 +22,8 @@ import yaml
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import AGGREGATOR, Report, format_table, interval, percent
-from tt_reasoning.privacy import scrub_paths
 from tt_reasoning.problems import SOURCES
+from tt_reasoning.publishing.privacy import scrub_paths
 from tt_reasoning.types import Sampling
 
 _MARK = re.compile(r"<!-- written by tt-reasoning: ([0-9a-f]{16}) -->\n\Z")

@@ -24,7 +24,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tt_reasoning import grading_extract, grading_values
 from tt_reasoning.grading import (
     MAX_ANSWER,
     Grader,
@@ -33,14 +32,16 @@ from tt_reasoning.grading import (
     compare_fast,
     compare_numbers,
     count_reasons,
+    extract,
     extract_answer,
     grade,
     normalize,
+    values,
 )
 from tt_reasoning.store import dump_record
 from tt_reasoning.types import Kind, Verdict
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HANGS = "9^{9^{9}} \\mod 7"  # sympy computes a number of 370 million digits first
 
 
@@ -579,9 +580,9 @@ PARTS = ["\\boxed{", "\\\\boxed{", "\\fbox {", "\\boxed 3", "}", "{", "\\", "1",
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PARTS), max_size=25).map("".join))
 def test_reading_from_the_end_finds_what_reading_it_all_finds(text: str) -> None:
-    assert grading_extract._last_box(text) == (grading_extract._innermost_box(text) or None)
-    numbers = [match[0] for match in grading_values.ANY_NUMBER.finditer(text)]
-    assert grading_extract._last_number(text) == (numbers[-1] if numbers else None)
+    assert extract._last_box(text) == (extract._innermost_box(text) or None)
+    numbers = [match[0] for match in values.ANY_NUMBER.finditer(text)]
+    assert extract._last_number(text) == (numbers[-1] if numbers else None)
 
 
 def test_counts_and_accuracy_leave_out_what_was_not_judged() -> None:

@@ -22,10 +22,10 @@ _MAX_KNOWN = 10_000  # comparisons remembered
 
 
 class _Worker:
-    """One running ``grading_worker.py``. Raises RuntimeError when it cannot start."""
+    """One running ``grading.worker``. Raises RuntimeError when it cannot start."""
 
     def __init__(self, timeout_s: float) -> None:
-        script = Path(__file__).with_name("grading_worker.py")
+        script = Path(__file__).with_name("worker.py")
         # -P: the script's folder holds a types.py that must not hide the standard library's.
         command = [sys.executable, "-P", str(script), str(_WORKER_BYTES), str(timeout_s + 10)]
         # Unbuffered: a fork must not inherit half a request.

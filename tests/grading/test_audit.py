@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tt_reasoning import grading_audit
-from tt_reasoning.grading_audit import Unreadable, audit, disagree, evaluate, find_answer, same
+from tt_reasoning.grading import audit as grading_audit
+from tt_reasoning.grading.audit import Unreadable, audit, disagree, evaluate, find_answer, same
 from tt_reasoning.store import dump_record
 from tt_reasoning.types import Kind, Verdict
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Literal
 
-from tt_reasoning.grading_values import ANY_NUMBER, MAX_ANSWER, plain, read_number, strip
+from tt_reasoning.grading.values import ANY_NUMBER, MAX_ANSWER, plain, read_number, strip
 from tt_reasoning.types import Kind
 
 Fallback = Literal["none", "last_number"]

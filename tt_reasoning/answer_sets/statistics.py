@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, get_args
 
 from tt_reasoning.answer_sets import Dropped, DropReason
-from tt_reasoning.set_building import AnswerPool, Difficulty, Kept
+from tt_reasoning.answer_sets.building import AnswerPool, Difficulty, Kept
 from tt_reasoning.types import seed_of
 
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from set_folders import answers_of, problem
 
-from tt_reasoning import set_tables
+from tt_reasoning.answer_sets import tables
+from tt_reasoning.answer_sets.tables import is_table, read_rows, set_row, write_dataset, write_parquet
 from tt_reasoning.errors import UserError
 from tt_reasoning.prompts import answer_set_text
-from tt_reasoning.set_tables import is_table, read_rows, set_row, write_dataset, write_parquet
 from tt_reasoning.types import AnswerSet
 
 
@@ -58,7 +58,7 @@ def test_each_split_is_a_table_of_its_own(tmp_path, write):
 
 
 def test_rows_are_written_and_read_a_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(set_tables, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 10)
     sets = make_sets(25)
     write_parquet(sets, tmp_path)
     file = tmp_path / "data/train-00000-of-00001.parquet"

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tt_reasoning.answer_sets.building import SETS
+from tt_reasoning.answer_sets.tables import is_table, read_rows
 from tt_reasoning.errors import UserError
 from tt_reasoning.hub import load_hub_dataset
 from tt_reasoning.prompts import answer_set_text
-from tt_reasoning.set_building import SETS
-from tt_reasoning.set_tables import is_table, read_rows
 from tt_reasoning.store import read_records
 from tt_reasoning.types import AnswerSet, Kind, problem_id
 
