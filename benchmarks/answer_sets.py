@@ -1,28 +1,29 @@
 """Building answer sets, tokenizer included: tools/concat_answers.py against the SSA reference's algorithm.
 
-Both sides get the same questions with the same answers (70 to 330 tokens each, made here from a seed), the same
+All sides get the same questions with the same answers (70 to 330 tokens each, made here from a seed), the same
 tokenizer.json and every core of the machine, and each is a process of its own, timed from its start to its exit:
 
 - ``ours``: the tool itself, from the folder that generate_answers and check_answers leave, to sets.jsonl;
-- ``reference``: the algorithm of the SSA reference's constructTrainData.py, written anew: all files of answers in
-  memory, results read out of the texts for the none-filter, one call of the tokenizer a text, membership tested in the
-  list of the indices kept (once for the texts, once for their lengths), ``datasets`` to save. It has the fast
-  tokenizer, where the published script asks for the slow one, which is written in Python. The bar says that it
-  tokenizes everything twice; the published script does so once, so both ratios are there: ``ratio`` and
-  ``ratio_tokenized_once``.
+- ``reference``: the algorithm of the reference's constructTrainData.py, written anew (reference_sets.py): one call of
+  the tokenizer a text, membership tested in a list. As the bar has it, every text is tokenized twice, by the same
+  ``tokenizers`` library that this project uses; ``ratio_tokenized_once`` leaves the second pass out;
+- ``published``, with ``--published``: the same with what the published script calls, once: the slow tokenizer
+  (``use_fast=False``) of transformers 4.49.0, its pin, in an environment of its own that the first run sets up in
+  benchmarks/.ssa.
 
-Both must keep the same questions with the same lengths, or the benchmark fails. Memory is the peak of each process (of
-all its processes), and how much of it comes from the rows: the same at a quarter of the questions. The bar
+All must keep as many sets, and ours and the reference sets of the same lengths, or the benchmark fails. Memory is the
+peak of each side, all its processes together, and how much more it is than at a quarter of the questions. The texts
+have as many different words as real ones: 310,000 in 7.5 million, where solutions of GSM8K and MATH would come to
+270,000 to 330,000 by the growth of their first 60,000 to 360,000 words (digits set equal). The bar
 (docs/performance.md): ratio 20 at 20,000 questions with 5 answers, memory flat in the number of rows.
 
-    python benchmarks/answer_sets.py --json answer_sets.json
+    python benchmarks/answer_sets.py --published --json answer_sets.json
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,8 @@ from tt_reasoning.errors import UserError, exit_on_mistake
 from tt_reasoning.processes import count_cores
 from tt_reasoning.types import Answer, Problem, Sampling, Verdict
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+PEER = HERE / ".ssa"
 MAX_LENGTH = 4000
 SAMPLING = Sampling(model="made-up", prompt="answer", temperature=0.5, top_k=40)
 
@@ -87,8 +89,8 @@ class Arguments:
     """Runs of each side, in turn; the median counts."""
     json: Path | None = None
     """Write the figures here too."""
-    reference_side: Path | None = None
-    """Internal: be the reference's side, on the data in this folder."""
+    published: bool = False
+    """Run the reference with the published script's own tokenizer too; sets up an environment for it."""
 
 
 def draw_word(rng: random.Random) -> str:
@@ -169,66 +171,10 @@ def grade(row: dict[str, Any]) -> Verdict:
     return Verdict(answer_id=row["id"], extracted=result.strip() or None, correct=correct, reason=reason)
 
 
-def build_as_reference(folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """The reference's way, with the seconds of its parts."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-
-    began = time.perf_counter()
-    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    files = sorted((folder / "decoded").iterdir())
-    samples = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    gold = json.loads((folder / "gold.json").read_text(encoding="utf-8"))
-    results = zip(*[[read_result(decoded) for decoded in sample] for sample in samples], strict=True)
-    usable = [index for index, row in enumerate(results) if sum(result is None for result in row) not in (2, 3, 4, 5)]
-    questions = [samples[0][index].split("user\n")[1].split("assistant\n")[0].strip() for index in usable]
-    answers = [
-        [sample[index].split("assistant\n")[1].strip().replace("The Answer is:", "####") for index in usable]
-        for sample in samples
-    ]
-    texts = []
-    for index, question in enumerate(questions):
-        text = f"Question: {question}\n\nBelow are the proposed answers:"
-        for number in range(len(samples)):
-            text += f"\n\nAnswer {number + 1}:\n" + answers[number][index]
-        texts.append(text)
-    seconds = {"read": time.perf_counter() - began}
-
-    def tokenize() -> list[int]:
-        return [len(tokenizer.encode(text)) for text in texts]
-
-    began = time.perf_counter()
-    lengths = tokenize()
-    seconds["first pass of the tokenizer"] = time.perf_counter() - began
-    began = time.perf_counter()
-    kept = [index for index, length in enumerate(lengths) if length <= MAX_LENGTH]
-    rows = [texts[index] for index in range(len(texts)) if index in kept]
-    right = [gold[usable[index]] for index in kept]
-    kept_lengths = [lengths[index] for index in range(len(lengths)) if index in kept]
-    seconds["membership"] = time.perf_counter() - began
-    began = time.perf_counter()
-    if tokenize() != lengths:
-        raise RuntimeError("the tokenizer gave two lengths for one text")
-    seconds["second pass of the tokenizer"] = time.perf_counter() - began
-    began = time.perf_counter()
-    Dataset.from_dict({"question": rows, "answer": right}).save_to_disk(str(folder / "reference_sets"))
-    seconds["save"] = time.perf_counter() - began
-    return {"seconds": seconds, "num_sets": len(rows), "num_tokens": sum(kept_lengths)}
-
-
-def read_result(decoded: str) -> str | None:
-    """What stands behind the marker of a decoded answer, as the reference looks for it."""
-    text = decoded.split("assistant\n")[1]
-    if "is:" in text:
-        return text.split("is:")[-1].strip()
-    found = re.search(r"boxed\{(.*)", text)
-    return found[1] if found else None
-
-
 def run_ours(folder: Path, args: Arguments) -> dict[str, Any]:
     out = Path(tempfile.mkdtemp(dir=folder)) / "sets"
     command = [
-        ROOT / "tools/concat_answers.py", "--answers", folder / "answers", "--num-answers", args.answers,
+        HERE.parent / "tools/concat_answers.py", "--answers", folder / "answers", "--num-answers", args.answers,
         "--max-length", MAX_LENGTH, "--tokenizer", args.tokenizer.resolve(), "--out", out,
     ]  # fmt: skip
     figures = run_timed(command)
@@ -237,17 +183,15 @@ def run_ours(folder: Path, args: Arguments) -> dict[str, Any]:
     return figures | {"num_sets": stats["num_sets"], "num_tokens": num_tokens}
 
 
-def run_reference(folder: Path, args: Arguments) -> dict[str, Any]:
-    figures = run_timed([__file__, "--reference-side", folder, "--tokenizer", args.tokenizer])
-    figures |= json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-    figures["parts"] = figures.pop("seconds_of_parts")
-    return figures
+def run_reference(folder: Path, args: Arguments, python: str = sys.executable, *more: str) -> dict[str, Any]:
+    figures = run_timed([HERE / "reference_sets.py", folder, args.tokenizer, *more], python)
+    return figures | json.loads((folder / "reference.json").read_text(encoding="utf-8"))
 
 
-def run_timed(command: list[object]) -> dict[str, Any]:
+def run_timed(command: list[object], python: str = sys.executable) -> dict[str, Any]:
     """Seconds of a Python program from start to exit, and the peak of the memory of all its processes, in MiB."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([python, *map(str, command)], stdout=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:
         peak = max(peak, memory_mib(process.pid))
@@ -278,45 +222,59 @@ def children(pid: int) -> list[int]:
 
 def measure(folder: Path, args: Arguments, count: int, repeats: int) -> dict[str, dict[str, Any]]:
     """The median run of each side at so many questions."""
+    folder.mkdir()
     write_data(folder, count, args.answers)
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "reference": []}
-    for _ in range(repeats):
-        runs["ours"].append(run_ours(folder, args))
-        runs["reference"].append(run_reference(folder, args))
-    if len({(run["num_sets"], run["num_tokens"]) for side in runs.values() for run in side}) > 1:
+    sides = {"ours": lambda: run_ours(folder, args), "reference": lambda: run_reference(folder, args)}
+    if args.published:
+        python = peer_python()
+        sides["published"] = lambda: run_reference(folder, args, python, "--slow")
+    runs = {side: [run() for _ in range(repeats)] for side, run in sides.items()}
+    one, *others = (runs[side][0] for side in sides)
+    if any(other["num_sets"] != one["num_sets"] for other in others) or others[0]["num_tokens"] != one["num_tokens"]:
         raise RuntimeError(f"the sides disagree: {runs}")
     return {side: sorted(found, key=lambda run: run["seconds"])[len(found) // 2] for side, found in runs.items()}
 
 
+def peer_python() -> str:
+    """The Python of the published script's environment, set up unless it is there."""
+    python = PEER / "bin" / "python"
+    check = [str(python), "-c", "import datasets, transformers; assert transformers.__version__ == '4.49.0'"]
+    if python.exists() and subprocess.run(check, capture_output=True).returncode == 0:
+        return str(python)
+    print(f"setting up transformers 4.49.0 in {PEER}", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(PEER)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "transformers==4.49.0", "datasets"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"could not set up {PEER}: {done.stderr.strip().splitlines()[-1]}")
+    return str(python)
+
+
 def main(args: Arguments) -> None:
-    if args.reference_side:
-        figures = build_as_reference(args.reference_side, args.tokenizer)
-        figures["seconds_of_parts"] = figures.pop("seconds")
-        store.write_json(args.reference_side / "reference.json", figures)
-        return
     with tempfile.TemporaryDirectory() as home:
-        small = measure(make(Path(home) / "small"), args, args.questions // 4, 1)
-        large = measure(make(Path(home) / "large"), args, args.questions, args.repeats)
+        small = measure(Path(home) / "small", args, args.questions // 4, 1)
+        large = measure(Path(home) / "large", args, args.questions, args.repeats)
     seconds = {side: found["seconds"] for side, found in large.items()}
     once = seconds["reference"] - large["reference"]["parts"]["second pass of the tokenizer"]
-    growth = {side: large[side]["peak_mib"] - small[side]["peak_mib"] for side in large}
     figures = {
         "questions": args.questions, "answers": args.answers, "cores": count_cores(),
         "num_tokens": large["ours"]["num_tokens"], "ratio": seconds["reference"] / seconds["ours"],
-        "ratio_tokenized_once": once / seconds["ours"], "growth_mib": growth, "large": large, "small": small,
+        "ratio_tokenized_once": once / seconds["ours"],
+        "ratio_published": seconds["published"] / seconds["ours"] if args.published else None,
+        "growth_mib": {side: large[side]["peak_mib"] - small[side]["peak_mib"] for side in large},
+        "large": large, "small": small,
     }  # fmt: skip
     for side, found in large.items():
-        print(f"{side:10} {found['seconds']:8.2f} s   peak {found['peak_mib']:6.0f} MiB, {growth[side]:+.0f} MiB from "
+        growth = figures["growth_mib"][side]
+        print(f"{side:10} {found['seconds']:8.2f} s   peak {found['peak_mib']:6.0f} MiB, {growth:+.0f} MiB from "
               f"{args.questions // 4:,} to {args.questions:,} questions")  # fmt: skip
-    print("reference: " + ", ".join(f"{part} {taken:.2f} s" for part, taken in large["reference"]["parts"].items()))
+        if "parts" in found:
+            print(" " * 11 + ", ".join(f"{part} {taken:.2f} s" for part, taken in found["parts"].items()))
     print(f"reference / ours: {figures['ratio']:.1f}x; if it tokenized once: {figures['ratio_tokenized_once']:.1f}x")
+    if args.published:
+        print(f"published / ours: {figures['ratio_published']:.1f}x")
     if args.json:
         store.write_json(args.json, figures)
-
-
-def make(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import TypeVar
@@ -26,7 +27,7 @@ def map_in_processes(start: Callable[[], Callable[[int], R]], count: int, num_wo
     does the work itself.
 
     Raises:
-        UserError: the work raised it. Any other error comes as a RuntimeError with its words.
+        UserError: the work raised it. Any other error comes as a RuntimeError with its traceback.
 
     Example:
         >>> list(map_in_processes(lambda: lambda number: number * number, 5, num_workers=2))
@@ -75,5 +76,5 @@ def _serve(
         return
     except UserError as error:
         writer.send((None, error))
-    except Exception as error:
-        writer.send((None, RuntimeError(f"{type(error).__name__}: {error}")))
+    except Exception:
+        writer.send((None, RuntimeError(f"in a worker process: {traceback.format_exc()}")))
