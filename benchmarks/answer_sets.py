@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -189,8 +190,9 @@ def run_reference(folder: Path, args: Arguments, python: str = sys.executable, *
 
 
 def run_timed(command: list[object], python: str = sys.executable) -> dict[str, Any]:
-    """Seconds of a Python program from start to exit, and the peak of the memory of all its processes, in MiB."""
-    began = time.perf_counter()
+    """Of a Python program: seconds from start to exit, those of all its processes on a core, and the peak of their
+    memory in MiB."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen([python, *map(str, command)], stdout=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:
@@ -198,7 +200,9 @@ def run_timed(command: list[object], python: str = sys.executable) -> dict[str, 
         time.sleep(0.02)
     if process.returncode:
         raise UserError(f"{Path(str(command[0])).name} failed with status {process.returncode}; see above")
-    return {"seconds": time.perf_counter() - began, "peak_mib": peak}
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    on_core = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "core_seconds": on_core, "peak_mib": peak}
 
 
 def memory_mib(pid: int) -> float:
@@ -228,7 +232,10 @@ def measure(folder: Path, args: Arguments, count: int, repeats: int) -> dict[str
     if args.published:
         python = peer_python()
         sides["published"] = lambda: run_reference(folder, args, python, "--slow")
-    runs = {side: [run() for _ in range(repeats)] for side, run in sides.items()}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, run in sides.items():
+            runs[side].append(run())
     one, *others = (runs[side][0] for side in sides)
     if any(other["num_sets"] != one["num_sets"] for other in others) or others[0]["num_tokens"] != one["num_tokens"]:
         raise RuntimeError(f"the sides disagree: {runs}")
@@ -264,10 +271,11 @@ def main(args: Arguments) -> None:
         "growth_mib": {side: large[side]["peak_mib"] - small[side]["peak_mib"] for side in large},
         "large": large, "small": small,
     }  # fmt: skip
+    print(f"peaks at {args.questions:,} questions, and how much more than at {args.questions // 4:,}")
     for side, found in large.items():
         growth = figures["growth_mib"][side]
-        print(f"{side:10} {found['seconds']:8.2f} s   peak {found['peak_mib']:6.0f} MiB, {growth:+.0f} MiB from "
-              f"{args.questions // 4:,} to {args.questions:,} questions")  # fmt: skip
+        times = f"{found['seconds']:8.2f} s ({found['core_seconds']:.2f} s on cores)"
+        print(f"{side:10}{times}   peak {found['peak_mib']:6.0f} MiB, {growth:+.0f} MiB")
         if "parts" in found:
             print(" " * 11 + ", ".join(f"{part} {taken:.2f} s" for part, taken in found["parts"].items()))
     print(f"reference / ours: {figures['ratio']:.1f}x; if it tokenized once: {figures['ratio_tokenized_once']:.1f}x")
