@@ -34,6 +34,7 @@ from tt_reasoning.answer_sets.building import (
     Kept,
     SetRules,
     build_answer_sets,
+    build_on_cluster,
     pool_answers,
     read_problem_ids,
     require_pool_samples,
@@ -41,6 +42,7 @@ from tt_reasoning.answer_sets.building import (
 from tt_reasoning.answer_sets.statistics import Limits, choose_surplus, summarise
 from tt_reasoning.answer_sets.tables import write_dataset, write_parquet
 from tt_reasoning.answer_sets.token_counts import load_token_counter
+from tt_reasoning.cluster import check_ray
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.plots import check_plot_path, plot_answer_sets
@@ -87,8 +89,10 @@ class Arguments:
     """beside sets.jsonl: data/, which datasets.load_dataset reads, or dataset/, which load_from_disk reads"""
     plot: Path | None = None
     """picture of the sets to draw: lengths, correct answers, sources (.png, .pdf, .svg)"""
-    num_workers: int = count_cores()
-    """processes that build sets"""
+    num_workers: int | None = None
+    """processes that build sets; one a core unless given"""
+    ray_address: str | None = None
+    """build on a Ray cluster whose machines share the folders: HOST:PORT of its head, or auto, that of this machine"""
 
 
 def main(args: Arguments) -> str:
@@ -136,6 +140,8 @@ def check_arguments(args: Arguments) -> None:
         raise UserError("--drop-excluded without --exclude: name what to leave out")
     if args.plot:
         check_plot_path(args.plot)
+    if args.ray_address is not None:
+        check_ray(args.ray_address)
 
 
 def is_finished(out: Path) -> bool:
@@ -204,7 +210,13 @@ def build(args: Arguments, pool: AnswerPool, excluded: dict[Path, set[str]]) -> 
         excluded=frozenset().union(*excluded.values()),
     )
     count_tokens = load_token_counter(args.tokenizer)
-    results = build_answer_sets(pool, rules, count_tokens, num_workers=args.num_workers)
+    if args.ray_address is None:
+        results = build_answer_sets(pool, rules, count_tokens, num_workers=args.num_workers or count_cores())
+    else:
+        results = build_on_cluster(
+            pool, rules, args.tokenizer, temperature=args.temperature, mix_splits=args.mix_splits,
+            ray_address=args.ray_address, num_workers=args.num_workers,
+        )  # fmt: skip
     return tqdm(results, total=len(pool), unit="problem", desc="answer sets", disable=None)
 
 

@@ -31,7 +31,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from tt_reasoning.answer_sets.token_counts import CountTokens, load_token_counter
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
 from tt_reasoning.types import Kind, Verdict
@@ -44,7 +43,6 @@ _PATIENCE_S = 600.0  # a cluster that grows on demand takes minutes
 _TICK_S = 5.0
 _MOST_DEATHS = 3  # of the workers that one chunk was asked from
 _MOST_FAILED_OPENINGS = 3  # in a row
-_TEXTS_A_CHUNK = 32
 _log = logging.getLogger(__name__)
 
 
@@ -550,26 +548,3 @@ def grade_on_cluster(
 
 def _open_grader(settings: dict[str, Any]) -> Callable[[list[tuple[str, str, str, Kind]]], list[Verdict]]:
     return Grader(**settings).grade_many
-
-
-@contextlib.contextmanager
-def token_counter_on_cluster(
-    tokenizer: str | Path, *, ray_address: str | None = None, num_workers: int | None = None
-) -> Iterator[CountTokens]:
-    """``load_token_counter`` whose batches are shared out among the workers; the larger the batch, the more of them.
-
-    The tokenizer's folder must be there on every machine, under the same path.
-    """
-    opener = partial(_open_token_counter, str(Path(tokenizer).resolve()))
-    with open_pool(opener, ray_address=ray_address, num_workers=num_workers) as pool:
-
-        def count_tokens(texts: list[str]) -> list[int]:
-            pieces = [texts[at : at + _TEXTS_A_CHUNK] for at in range(0, len(texts), _TEXTS_A_CHUNK)]
-            return [number for piece in pool.map(pieces) for number in piece]
-
-        yield count_tokens
-
-
-def _open_token_counter(tokenizer: str) -> CountTokens:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker has one CPU
-    return load_token_counter(tokenizer)

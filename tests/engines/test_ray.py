@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from set_folders import write_folder
 from tiny import write_tiny_model
 
 from tt_reasoning import cluster as clusters
-from tt_reasoning.answer_sets.token_counts import load_token_counter
-from tt_reasoning.cluster import JoinedCluster, grade_on_cluster, map_chunks, open_pool, token_counter_on_cluster
+from tt_reasoning.cluster import JoinedCluster, grade_on_cluster, map_chunks, open_pool
 from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.engines.base import PooledEngine, Request
 from tt_reasoning.engines.ray import RayEngine
@@ -196,12 +196,23 @@ def test_verdicts_are_those_of_the_local_grader(address: str) -> None:
     assert {verdict.reason for chunk in expected for verdict in chunk} >= {"match", "mismatch", "timeout"}
 
 
-def test_token_counts_are_those_of_the_local_counter(address: str, tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model")
-    texts = ["né " * number for number in range(100)]
-    with token_counter_on_cluster(model, ray_address=address) as count_tokens:
-        assert count_tokens(texts) == load_token_counter(model)(texts) == [4 * number for number in range(100)]
-        assert count_tokens([]) == []
+def run_tool(name: str, *words: object) -> str:
+    command = [sys.executable, ROOT / "tools" / f"{name}.py", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_tools_grade_and_build_sets_there_to_the_bytes_of_this_machine(address: str, tmp_path: Path) -> None:
+    tokenizer = write_tiny_model(tmp_path / "model")
+    texts = [["\\boxed{4}", f"The answer is {number}.", "I do not know"] for number in range(300)]
+    here, there = (write_folder(tmp_path / name, texts, graded=False) for name in ("here", "there"))
+    for folder, words in ((here, ()), (there, ("--ray-address", address))):
+        assert "300 no_answer" in run_tool("check_answers", "--answers", folder, *words)
+        sets = ("--num-answers", 2, "--tokenizer", tokenizer, "--out", folder / "sets", *words)
+        run_tool("concat_answers", "--answers", folder, *sets)
+    for name in ("verdicts.jsonl", "sets/sets.jsonl", "sets/dropped.jsonl", "sets/stats.json"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
 
 
 def test_a_lost_machine_loses_nothing(two_nodes: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,10 +10,12 @@ one recorded seed; easy and hard sets can be balanced, which AggLM (arXiv 2509.0
 
 from __future__ import annotations
 
+import itertools
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -24,13 +26,15 @@ from tt_reasoning.answer_sets import (
     Dropped,
     drop,
     load_line,
+    open_answers,
     require_enough,
     require_problems,
     seed_of_set,
     shuffled,
     too_few,
 )
-from tt_reasoning.answer_sets.token_counts import CountTokens
+from tt_reasoning.answer_sets.token_counts import CountTokens, load_token_counter
+from tt_reasoning.cluster import map_chunks
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.processes import map_in_processes
@@ -239,13 +243,51 @@ def build_answer_sets(
     Raises:
         UserError: a malformed line.
     """
-    num_chunks = -(-len(pool) // _CHUNK)
 
     def start() -> Callable[[int], list[Kept | Dropped]]:
         return _Builder(pool, rules, count_tokens).build
 
-    for chunk in map_in_processes(start, num_chunks, num_workers if len(pool) >= _MANY else 1):
+    for chunk in map_in_processes(start, _num_chunks(pool), num_workers if len(pool) >= _MANY else 1):
         yield from chunk
+
+
+def build_on_cluster(
+    pool: AnswerPool,
+    rules: SetRules,
+    tokenizer: str | Path,
+    *,
+    temperature: float | None = None,
+    mix_splits: bool = False,
+    ray_address: str | None = None,
+    num_workers: int | None = None,
+) -> Iterator[Kept | Dropped]:
+    """``build_answer_sets`` by the workers of a Ray cluster, one a CPU unless ``num_workers`` says otherwise.
+
+    Every machine must find the folders of answers and the tokenizer under the same paths, as on a shared file system:
+    each worker reads what it needs, and only sets travel.
+
+    Args:
+        pool: made from the same folders with this ``temperature`` and ``mix_splits``.
+
+    Raises:
+        UserError: as ``build_answer_sets`` and ``cluster.map_chunks``.
+    """
+    folders = [str(folder.path.resolve()) for folder in pool.folders]
+    opener = partial(_open_builder, folders, temperature, mix_splits, rules, str(Path(tokenizer).resolve()))
+    chunks = map_chunks(opener, range(_num_chunks(pool)), ray_address=ray_address, num_workers=num_workers)
+    return itertools.chain.from_iterable(chunks)
+
+
+def _open_builder(
+    folders: list[str], temperature: float | None, mix_splits: bool, rules: SetRules, tokenizer: str
+) -> Callable[[int], list[Kept | Dropped]]:
+    """In a worker of a cluster: the builder over the same pool, read there."""
+    pool = pool_answers([open_answers(folder, temperature=temperature) for folder in folders], mix_splits=mix_splits)
+    return _Builder(pool, rules, load_token_counter(tokenizer)).build
+
+
+def _num_chunks(pool: AnswerPool) -> int:
+    return -(-len(pool) // _CHUNK)
 
 
 class _Builder:
