@@ -24,7 +24,7 @@ from tt_reasoning.generation import generate_answers
 from tt_reasoning.problems import load_problems
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.store import read_records
-from tt_reasoning.types import Answer
+from tt_reasoning.types import Answer, Sampling
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate_answers.py"
 CHAT = get_prompt("answer").render("Tom has 3 apples and buys 4 more. How many apples has he?")
@@ -158,6 +158,23 @@ def test_a_killed_run_of_the_tool_goes_on_to_the_answers_of_this_process(
     lasting = StayOpen(engine)
     generate_answers(problems, answers[0].sampling, 2, lambda: lasting, get_prompt("answer"), whole, 1)
     assert path.read_bytes() == (whole / "answers.jsonl").read_bytes()
+
+
+def test_a_chunk_that_a_kill_left_half_written_ends_with_the_same_file(engine: VllmEngine, tmp_path: Path) -> None:
+    problems = load_problems("quickstart", "test", limit=3)
+    sampling = Sampling(model="smollm2", prompt="few_shot", temperature=1.0, max_new_tokens=24)
+    path = tmp_path / "answers.jsonl"
+
+    def generate() -> bytes:
+        generate_answers(problems, sampling, 3, lambda: StayOpen(engine), get_prompt("few_shot"), tmp_path, 3)
+        return path.read_bytes()
+
+    whole = generate()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert generate() == whole
+    order = [(answer.problem_id, answer.sample_index) for answer in read_records(path, Answer)]
+    asked = [(problem.id, index) for problem in problems for index in range(3)]
+    assert set(order) == set(asked) and order != asked  # as they were done
 
 
 class StayOpen:
