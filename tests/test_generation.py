@@ -144,6 +144,17 @@ def test_only_chunks_with_missing_answers_are_asked_and_each_whole(tmp_path: Pat
     assert engine.closed
 
 
+def test_a_fast_resume_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
+    answer(tmp_path)
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:8]))
+    engine, draws = TogetherEngine(), [Draw(sampling=SAMPLING, blocks=(3,))]
+    draw_answers(PROBLEMS, draws, lambda: engine, get_prompt("answer"), tmp_path, 2, whole_chunks=False)
+    assert [len(call) for call in engine.calls] == [4, 3]
+    found = {(a.problem_id, a.sample_index) for a in read_records(path, Answer)}
+    assert len(found) == len(path.read_bytes().splitlines()) == 15
+
+
 def test_a_complete_run_starts_no_engine(tmp_path: Path) -> None:
     answer(tmp_path)
 

@@ -77,7 +77,7 @@ def test_every_command_is_one_that_its_script_takes(file: Path) -> None:
 
 
 def test_every_tool_and_benchmark_shows_an_example_of_itself() -> None:
-    own = [path for path in [*TOOLS, *BENCHMARKS] if "class Arguments" in path.read_text()]  # others are one side of one
+    own = [path for path in [*TOOLS, *BENCHMARKS] if "class Arguments" in path.read_text()]  # else one side
     assert len(own) > 15
     without = [path.name for path in own if path.name not in {Path(script).name for script, _ in commands_of(path)}]
     assert not without

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -81,6 +81,9 @@ class Arguments:
     """Seed of the run; each answer has its own from it."""
     chunk_size: int | None = None
     """Problems asked at once, always the same in a folder; in a new one as many as suit the engine."""
+    resume: Literal["exact", "fast"] = "exact"
+    """After a kill: exact samples the chunk that was cut off again, and ends with the bytes of a run that was never
+    killed; fast samples only what is missing."""
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
@@ -109,7 +112,10 @@ def main(args: Arguments) -> str:
         _tell_of_idle(args.engine.data_parallel_size or 1, len(kept), chunk_size, len(draws))
         with tqdm(total=len(kept) * sum(draw.num_samples for draw in draws), unit="answer") as bar:
             start_engine = partial(args.engine.open, args.model)
-            counts = draw_answers(kept, draws, start_engine, prompt, folder, chunk_size, partial(_show, bar, set()))
+            counts = draw_answers(
+                kept, draws, start_engine, prompt, folder, chunk_size, partial(_show, bar, set()),
+                whole_chunks=args.resume == "exact",
+            )  # fmt: skip
         if counts.tallies:
             write_json(folder / STATS, describe_ends(counts.tallies))
     if counts.written and counts.cut / counts.written >= _MUCH:

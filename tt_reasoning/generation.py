@@ -268,6 +268,7 @@ def draw_answers(
     chunk_size: int = 64,
     on_progress: Callable[[Counts], None] = lambda counts: None,
     file_name: str = ANSWERS,
+    whole_chunks: bool = True,
 ) -> Counts:
     """Append the missing answers of all draws to ``folder/file_name``, one draw after another.
 
@@ -277,6 +278,8 @@ def draw_answers(
         start_engine: called once, and only when an answer is missing; the engine is closed at the end.
         chunk_size: problems in one engine call; like the sampling, it must be the same on resume.
         on_progress: called at the start, when answers have been written and behind every chunk.
+        whole_chunks: ask a chunk that is half on disk again as a whole, so that the file becomes that of a run which
+            was never killed; otherwise only what is missing is asked, which costs less and may give other tokens.
 
     A run ends before its last chunk when a chunk brings nothing but failures that any request would meet now.
     What a ``ServedEngine`` used in each chunk is appended to ``folder/usage.jsonl``.
@@ -289,7 +292,7 @@ def draw_answers(
     if not book.counts.missing:
         return book.counts
     with closing(start_engine()) as engine:
-        asked = _ask(engine, _chunks(problems, draws, book.on_disk, chunk_size), prompt, book)
+        asked = _ask(engine, _chunks(problems, draws, book.on_disk, chunk_size), prompt, book, whole_chunks)
         book.start_clock()
         with closing(_answer(engine, asked)) as answered:
             for chunk, outcomes in answered:
@@ -391,14 +394,14 @@ def _chunks(
 
 
 def _ask(
-    engine: Engine, chunks: Iterator[_Chunk], prompt: Prompt, book: _Book
+    engine: Engine, chunks: Iterator[_Chunk], prompt: Prompt, book: _Book, whole_chunks: bool
 ) -> Iterator[tuple[_Chunk, list[Request]]]:
-    """Chunks with their requests: whole, or what a server is still to answer.
+    """Chunks with their requests: whole, or what is still to be answered.
 
     Left out are chunks whose missing answers the engine refuses: the others would be sampled again for nothing.
     """
     for chunk in chunks:
-        if isinstance(engine, ServedEngine):
+        if isinstance(engine, ServedEngine) or not whole_chunks:
             chunk = chunk.missing()
         elif isinstance(engine, CheckingEngine) and any(chunk.on_disk):
             missing = chunk.missing()
