@@ -16,6 +16,7 @@ from tt_reasoning.engines.scripted import ScriptedEngine
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import (
     Counts,
+    Draw,
     Tally,
     check_complete,
     draw_answers,
