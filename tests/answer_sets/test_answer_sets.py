@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -104,12 +105,21 @@ def test_a_text_that_is_no_json_is_named_when_it_is_read(tmp_path):
         list(read_groups(open_answers(folder)))
 
 
+def test_a_field_too_many_is_named_wherever_it_stands(tmp_path):
+    folder = write_folder(tmp_path / "answers", [["a", "b"]])
+    path = folder / "answers.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"text":"b"', b'"text":"b","note":"c"'))
+    with pytest.raises(UserError, match="answers.jsonl:2: not an Answer record: unknown field 'note'"):
+        list(read_groups(open_answers(folder)))
+
+
 def test_the_digest_of_a_file_is_that_of_its_whole_lines(tmp_path):
     lines = [b"x" * 700_000 + b"\n", b"y" * 700_000 + b"\n", b"\n"]
     (tmp_path / "whole").write_bytes(b"".join(lines))
     (tmp_path / "torn").write_bytes(b"".join(lines) + b'{"a"')
-    assert describe_records(tmp_path / "whole") == describe_records(tmp_path / "torn")
-    assert describe_records(tmp_path / "torn").startswith("3 records, sha256 ")
+    digest = hashlib.sha256(b"".join(lines)).hexdigest()[:16]
+    for name in ("whole", "torn"):
+        assert describe_records(tmp_path / name) == f"3 records, sha256 {digest}"
     assert describe_records(tmp_path / "absent").startswith("0 records, ")
 
 

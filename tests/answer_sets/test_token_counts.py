@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -20,6 +20,7 @@ LLAMA3 = (
 TEXT = (
     "To find $x$, we add 12 + 345 = 357.\n\n1. So  it's   done:\n   \\[ x^2 = 357 \\]\n\t and I'LL say: «naïve» 5½ "
     "don't!\n\nThe Answer is: 12,345.60\n"
+    "a\t  b\t  c   7    8   9\n   1\n   2\r\n  3 \u2003 \u2003 d  \t  e  \t  f"
 )
 
 
@@ -83,6 +84,7 @@ ODD_PARTS = st.sampled_from([
 ])  # fmt: skip
 
 
+@example(["a\t  b", "a   7", "a\n   7", "a \u2003 d", " a", "  a", "", " ", "a ", "a\n\n  "])
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.lists(ODD_PARTS, max_size=25).map("".join), st.text(max_size=40)), max_size=3))
 def test_any_text_has_the_tokenizers_own_length(pair, texts):
@@ -126,7 +128,8 @@ def test_an_added_token_that_reaches_over_spaces_gets_whole_texts(tmp_path, toke
 def test_the_real_tokenizer_is_counted_word_by_word(smollm2):
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     count = load_token_counter(smollm2)
-    assert count([TEXT, "<|im_start|>7"]) == [len(tokenizer.encode(TEXT)), 2]
+    texts = [TEXT, "<|im_start|>7", "a   7", "a\n   7"]
+    assert count(texts) == [len(tokenizer.encode(text)) for text in texts]
     assert len(count._words) > 10
 
 

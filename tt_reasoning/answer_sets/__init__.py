@@ -401,6 +401,6 @@ def load_line(cls: type[store.T], path: Path, offset: int, line: bytes) -> store
     try:
         return store.load_record(cls, json.loads(line))
     except (ValueError, AttributeError) as error:
-        number = 1 + path.read_bytes()[:offset].count(b"\n")
+        number = 1 + sum(begin < offset for begin, _ in _whole_lines(path))
         article = "an" if cls.__name__[0] == "A" else "a"
         raise UserError(f"{path}:{number}: not {article} {cls.__name__} record: {error}") from None

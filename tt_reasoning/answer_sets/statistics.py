@@ -78,12 +78,10 @@ def _fit_shares(counts: dict[str, int], shares: dict[str, float]) -> dict[str, i
     {'mixed': 6, 'all_correct': 2, 'all_wrong': 2}
     """
     counts, before = dict(counts), None
-    while counts != before:
+    while counts != before:  # each step lowers a count towards the largest that fits, and none below it
         before = dict(counts)
-        for name, share in ((name, Fraction(str(share))) for name, share in shares.items() if name in counts):
-            if share < 1:  # c <= share * (c + others)
-                others = sum(counts.values()) - counts[name]
-                counts[name] = min(counts[name], int(share * others / (1 - share)))
+        for name in shares.keys() & counts.keys():
+            counts[name] = min(counts[name], int(Fraction(str(shares[name])) * sum(counts.values())))
     return counts
 
 
