@@ -107,7 +107,7 @@ def open_answers(folder: str | Path, *, temperature: float | None = None) -> Ans
     ungraded: dict[str, int] = {}
     num_repeated, way, before = 0, 0, None
     reader, graded = AnswerReader(folder / ANSWERS), _VerdictQueue(folder / VERDICTS)
-    for offset, line in _whole_lines(folder / ANSWERS):
+    for offset, line in store.read_lines(folder / ANSWERS):
         identity, problem_id, sample_index, sampling = reader.locate(offset, line)
         verdict = graded.take(identity)
         if temperature not in (None, sampling.temperature):
@@ -149,7 +149,7 @@ def _index_problems(path: Path) -> tuple[dict[str, int], frozenset[str]]:
     """Where each problem begins, in bytes, and the splits that there are."""
     places: dict[str, int] = {}
     splits = set()
-    for offset, line in _whole_lines(path):
+    for offset, line in store.read_lines(path):
         problem = load_line(Problem, path, offset, line)
         places[problem.id] = offset
         splits.add(problem.split)
@@ -225,7 +225,7 @@ class _VerdictQueue:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lines = _whole_lines(path)
+        self._lines = store.read_lines(path)
         self._ends: dict[bytes, int] = {}
         self._waiting: dict[str, int] = {}
 
@@ -384,23 +384,11 @@ def describe_records(path: str | Path) -> str:
     return f"{count} records, sha256 {digest.hexdigest()[:16]}"
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with the byte each begins at; none of no file; a torn last line is left out."""
-    if not path.exists():
-        return
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield offset, line
-            offset += len(line)
-
-
 def load_line(cls: type[store.T], path: Path, offset: int, line: bytes) -> store.T:
     """The record of a line. Raises UserError, with the line's number, when it holds none."""
     try:
         return store.load_record(cls, json.loads(line))
     except (ValueError, AttributeError) as error:
-        number = 1 + sum(begin < offset for begin, _ in _whole_lines(path))
+        number = 1 + sum(begin < offset for begin, _ in store.read_lines(path))
         article = "an" if cls.__name__[0] == "A" else "a"
         raise UserError(f"{path}:{number}: not {article} {cls.__name__} record: {error}") from None
