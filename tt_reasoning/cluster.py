@@ -6,8 +6,8 @@ driver as soon as it is there. The chunk of a worker that died, or of a machine 
 another worker at once, and a new worker takes the place of the dead one as soon as there is room for it.
 
 Actors, not Ray Data: a task of a Ray Data actor pool stays with its actor. When that actor's machine is lost, the task
-waits for room for the same actor, which the surviving workers hold; fed with bounded look-ahead the run then stands
-still (``benchmarks/ray_data_node_loss.py`` shows it). A chunk that kills its worker is asked for ever there.
+waits for room for the same actor, which the surviving workers hold (``benchmarks/ray_data_node_loss.py``); a chunk that
+kills its worker is asked for ever there.
 
 Nothing is sent to the workers but what they open and the chunks: no environment, no keys. Example, a function on every
 CPU of the cluster that this machine belongs to:
