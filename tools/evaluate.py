@@ -229,7 +229,10 @@ def read_all(
                         asked = ask_reader(answers, reader, k, order_seed=args.order_seed, limit=args.limit)
                         yield (
                             (reader.method, k),
-                            read_answers(reader, k, asked, sampling, start_engine, grader, args.out, identity),
+                            read_answers(
+                                reader, k, asked, sampling, start_engine, grader, args.out, identity,
+                                args.engine.default_chunk_size(1),
+                            ),  # fmt: skip
                         )
 
 

@@ -106,6 +106,7 @@ def read_answers(
     grader: Grader,
     out: Path,
     identity: Mapping[str, object],
+    chunk_size: int = 64,
 ) -> Reading:
     """The reader's graded answers, in ``out/METHOD_kN``; what is on disk is not done again.
 
@@ -113,6 +114,7 @@ def read_answers(
         asked: as ``ask_reader`` gives it.
         sampling: with the reader's model and prompt.
         identity: what else decides the answers and verdicts: the engine, the digest of the weights, how is graded.
+        chunk_size: problems asked at once.
 
     Raises:
         UserError: the folder holds other answers, or some are missing at the end.
@@ -129,7 +131,7 @@ def read_answers(
             def show(counts: Counts) -> None:
                 bar.update(counts.resumed + counts.written - bar.n)
 
-            counts = generate_answers(asked, sampling, 1, start_engine, prompt, folder, on_progress=show)
+            counts = generate_answers(asked, sampling, 1, start_engine, prompt, folder, chunk_size, show)
         check_complete(counts)
         print(f"{label}: {counts.written} answers written, {counts.resumed} were there")
         by_id = {answer.id: answer for answer in store.read_records(folder / ANSWERS, Answer)}
