@@ -89,7 +89,9 @@ class DecodingMask(LayerMask):
         """Attention of the newest tokens. Shapes: q and what is returned [N, K * Q, 1, E]; k and v are in the cache."""
         cache: LayerCache = layer.kv_cache
         assert cache.prompt is not None and cache.own is not None
-        (k_BKPE, v_BKPE), (k_NKCE, v_NKCE) = cache.prompt, (x[:, :, : cache.size] for x in cache.own)
+        width = self.bias_B11P.shape[-1]  # the cache stays as wide as its longest prompt was, which may have left
+        k_BKPE, v_BKPE = (x[:, :, :width] for x in cache.prompt)
+        k_NKCE, v_NKCE = (x[:, :, : cache.size] for x in cache.own)
         with torch.autocast(q.device.type, enabled=False):  # scores stay in fp32
             q_NKQE = q.to(k_BKPE.dtype).unflatten(1, (k_BKPE.shape[1], -1)).squeeze(3)
             to_prompt = _scores(self._by_prompt(q_NKQE), k_BKPE) + self.bias_B11P
