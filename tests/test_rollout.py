@@ -110,6 +110,16 @@ def test_a_finished_sample_leaves_the_batch(model: TransformerDecoder, folder: P
     assert batch_sizes(model, folder, PROMPTS[:2], **options) == expected
 
 
+def test_the_longest_prompt_may_be_done_before_the_others(model: TransformerDecoder, folder: Path) -> None:
+    options = {"seeds": [[0], [100], [200]], "max_new_tokens": 24}
+    first, longest, last = (completion.tokens for [completion] in draw(model, folder, PROMPTS, **options))
+    end = next(token for token in longest[:8] if token not in first[:16] + last[:16])
+    together = draw(model, folder, PROMPTS, stop_tokens=[end], **options)
+    assert len(together[1][0].tokens) <= 8 and len(PROMPTS[1]) == max(map(len, PROMPTS))
+    for prompt, seed, [completion] in zip(PROMPTS, (0, 100, 200), together, strict=True):
+        assert completion.tokens == draw_slowly(model, folder, prompt, seed, max_new_tokens=24, stop_tokens=[end])
+
+
 def test_one_of_many_stays_until_others_are_done_too(model: TransformerDecoder, folder: Path) -> None:
     seeds = list(range(16))
     drawn = [c.tokens for c in draw(model, folder, PROMPTS[:1], seeds=[seeds], max_new_tokens=16)[0]]

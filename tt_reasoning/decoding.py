@@ -58,11 +58,11 @@ class LayerCache:
         own = (num_samples, shape[1], self.max_new_tokens, shape[3])
         self.own = (k_1KTE.new_zeros(own, dtype=dtype), k_1KTE.new_zeros(own, dtype=dtype))
 
-    def keep(self, prompts: Tensor, samples: Tensor) -> None:
-        """Only these prompts and samples; the others' memory is free afterwards."""
+    def keep(self, prompts: Tensor, samples: Tensor, longest: int) -> None:
+        """Only these prompts, the longest of so many tokens, and samples; the others' memory is free afterwards."""
         assert self.prompt is not None and self.own is not None
         if len(prompts) < len(self.prompt[0]):
-            self.prompt = (self.prompt[0][prompts], self.prompt[1][prompts])
+            self.prompt = (self.prompt[0][:, :, :longest][prompts], self.prompt[1][:, :, :longest][prompts])
         self.own = (self.own[0][samples], self.own[1][samples])
 
 
@@ -89,9 +89,7 @@ class DecodingMask(LayerMask):
         """Attention of the newest tokens. Shapes: q and what is returned [N, K * Q, 1, E]; k and v are in the cache."""
         cache: LayerCache = layer.kv_cache
         assert cache.prompt is not None and cache.own is not None
-        width = self.bias_B11P.shape[-1]  # the cache stays as wide as its longest prompt was, which may have left
-        k_BKPE, v_BKPE = (x[:, :, :width] for x in cache.prompt)
-        k_NKCE, v_NKCE = (x[:, :, : cache.size] for x in cache.own)
+        (k_BKPE, v_BKPE), (k_NKCE, v_NKCE) = cache.prompt, (x[:, :, : cache.size] for x in cache.own)
         with torch.autocast(q.device.type, enabled=False):  # scores stay in fp32
             q_NKQE = q.to(k_BKPE.dtype).unflatten(1, (k_BKPE.shape[1], -1)).squeeze(3)
             to_prompt = _scores(self._by_prompt(q_NKQE), k_BKPE) + self.bias_B11P

@@ -323,9 +323,10 @@ def generate(
                     rows, kept_K = [rows[row] for row in kept], torch.tensor(kept, device=device)
                     per_prompt = Counter(sample // num_samples for sample in rows)
                     stay = torch.tensor([i for i, prompt in enumerate(before) if prompt in per_prompt], device=device)
+                    lengths_left = [lengths[prompt] for prompt in per_prompt]
                     for cache in caches:
-                        cache.keep(stay, kept_K)
-                    mask = DecodingMask([lengths[prompt] for prompt in per_prompt], [*per_prompt.values()], device)
+                        cache.keep(stay, kept_K, max(lengths_left))
+                    mask = DecodingMask(lengths_left, [*per_prompt.values()], device)
                     token_M, seeds_M, position_M = (x[kept_K] for x in (token_M, seeds_M, position_M))
             logits_MV = model(token_M[:, None], mask=mask, input_pos=(position_M + step)[:, None])[:, -1]
     model.train(was_training)
