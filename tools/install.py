@@ -86,6 +86,7 @@ def install(extra: str) -> None:
     install_torch(extra)
     run("installing the project and what it needs", str(PYTHON), *PIP_INSTALL, "-e", f"{ROOT}[{extra},dev]")
     remove_broken_torchvision()
+    restore_tune()
     run("importing torch, torchtune and vllm", str(PYTHON), "-c", "import torch, torchtune, vllm")
     say(f"done in {time.monotonic() - start:.0f} s")
 
@@ -102,10 +103,7 @@ def forget_interrupted() -> None:
 
 def install_torch(extra: str) -> None:
     """The pinned torch, first and alone, so that the rest settles on this build."""
-    import tomllib  # not there before Python 3.11, which main() reports better than an ImportError
-
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    torch = next(line for line in dependencies if line.startswith("torch=="))
+    torch = requirement("torch")
     if extra == "gpu":
         run(f"installing {torch}", str(PYTHON), *PIP_INSTALL, torch)
         return
@@ -116,12 +114,28 @@ def install_torch(extra: str) -> None:
         run(f"not there; trying {TORCH_CPU_INDEX}", str(PYTHON), *command)
 
 
+def requirement(package: str) -> str:
+    """The line of pyproject.toml that pins a package."""
+    import tomllib  # not there before Python 3.11, which main() reports better than an ImportError
+
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return next(line for line in dependencies if line.startswith(f"{package}=="))
+
+
 def remove_broken_torchvision() -> None:
     """Remove vLLM's image and sound packages where they do not match torch: text models need none of them."""
     present = [name for name in UNUSED if succeeds("-m", "pip", "show", "-q", name)]
     if "torchvision" in present and not succeeds("-c", "import torchvision"):
         command = ("-m", "pip", "uninstall", "--yes", *present)
         run(f"torchvision does not match torch; removing {', '.join(present)}", str(PYTHON), *command)
+
+
+def restore_tune() -> None:
+    """Give the command ``tune`` back to torchtune: Ray's wheel has one too, and the later one installed wins."""
+    command = VENV / "bin" / "tune"
+    if "torchtune" not in (command.read_text() if command.exists() else ""):
+        again = (*PIP_INSTALL, "--force-reinstall", "--no-deps", requirement("torchtune"))
+        run("the command tune is not torchtune's; putting it back", str(PYTHON), *again)
 
 
 def succeeds(*arguments: str) -> bool:

@@ -66,6 +66,16 @@ def test_a_package_that_was_cut_off_counts_as_missing(install: ModuleType) -> No
     assert not install.succeeds("-m", "pip", "show", "-q", "torn")
 
 
+def test_tune_is_torchtunes_whichever_came_last(install: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    command = install.VENV / "bin" / "tune"
+    command.write_text(f"#!{install.PYTHON}\nfrom ray.tune.cli.scripts import cli\ncli()\n")
+    install.restore_tune()
+    assert "the command tune is not torchtune's; putting it back\n" in capsys.readouterr().out
+    assert "torchtune" in command.read_text()
+    install.restore_tune()
+    assert capsys.readouterr().out == ""
+
+
 def test_a_failed_step_names_pips_reason_and_the_log(install: ModuleType) -> None:
     with pytest.raises(install.InstallError, match="ERROR: .*no-such-folder.*install.log, then run again"):
         install.run("trying", str(install.PYTHON), *install.PIP_INSTALL, "--no-index", "./no-such-folder")
