@@ -180,6 +180,8 @@ PROMPTS: dict[str, Prompt] = {
         Prompt(name="choice", user=_STEPS + "The last line is 'The Answer is:' and one letter."),
         # For base and very small models: four worked word problems, so that answers are short and marked.
         Prompt(name="few_shot", user=_FEW_SHOT, chat=False, stop=("\n\n",)),
+        # For a generator that was trained to write steps, and for the judges that read them: nothing to be told.
+        Prompt(name="steps", user="Problem: {question}\nSolution:\n", chat=False),
         Prompt(name="ssa", user=_SSA, chat=False, prefill="<think>", stop=("</answer>",)),
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
         # Without a stop string: many servers take it out of the text, and the form is checked anyway.
