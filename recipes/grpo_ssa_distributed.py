@@ -18,10 +18,9 @@ How it departs from the paper's code:
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchtune import config
 from torchtune.modules import TransformerDecoder
-from torchtune.training import DummyProfiler
 from tqdm import tqdm
 
 from tt_reasoning.checkpoint import (
@@ -48,27 +46,36 @@ from tt_reasoning.config import Component, Section, check_config, run_recipe
 from tt_reasoning.datasets import RLDataset, RLExample
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
+from tt_reasoning.loop import (
+    METRICS,
+    Stopwatch,
+    build_main_logger,
+    build_optimizer,
+    check_numbers,
+    draw_places,
+    drop_rows_after,
+    open_output,
+    profile,
+    take_step,
+)
 from tt_reasoning.lora import is_lora, without_adapters
 from tt_reasoning.losses import StepSize, group_advantages
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.prefix_tree import PackedRow, completion_logprobs, fill_rows, pack_groups
 from tt_reasoning.rollout import Completion, NativeRollout, Rollout
 from tt_reasoning.selection import bootstrap_interval
-from tt_reasoning.store import append_records, open_run, read_rows, write_records
+from tt_reasoning.store import append_records, read_rows
 from tt_reasoning.training import (
     Process,
     arithmetic,
     build_model,
-    clip_gradients,
     from_main,
     gather_rows,
     gather_values,
     pick_dtype,
-    run_on_main,
     start_process,
     stop_process,
     sum_over_processes,
-    wait_for_main,
 )
 from tt_reasoning.types import Verdict, seed_of
 
@@ -109,9 +116,7 @@ KEYS = {
     "grading_timeout_s": float,
 }
 
-# What may change when a run goes on: no weight depends on it.
-NOT_IDENTITY = ("metric_logger", "save_every_n_steps", "keep_checkpoints", "evaluation", "profiler")
-METRICS, COMPLETIONS, EVALUATIONS = "metrics.jsonl", "completions.jsonl", "evaluations.jsonl"
+COMPLETIONS, EVALUATIONS = "completions.jsonl", "evaluations.jsonl"
 
 
 @dataclass
@@ -167,21 +172,6 @@ class Group:
         return len(self.example.prompt_tokens) + sum(len(c.tokens) for c in self.trained)
 
 
-class Stopwatch:
-    """Seconds by stage of one step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels run behind the call that starts them
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def count_steps(cfg: DictConfig, num_examples: int, world_size: int) -> int:
     """``max_steps``, or as many as ``epochs`` over the examples take (the last step may begin another epoch)."""
     whole = math.ceil(cfg.epochs * num_examples / prompts_a_step(cfg, world_size))
@@ -194,13 +184,7 @@ def check_values(cfg: DictConfig) -> None:
     counts = ("batch_size", "gradient_accumulation_steps", "max_new_tokens", "epochs", "max_steps")
     counts += ("save_every_n_steps", "keep_checkpoints", "updates_per_rollout", "pack_tokens")
     counts += ("evaluation.every_n_steps", "dynamic_sampling.min_active_groups", "dynamic_sampling.max_resample")
-    for name, least in {"group_size": 2, **dict.fromkeys(counts, 1)}.items():
-        value = OmegaConf.select(cfg, name)
-        if value is not None and value < least:
-            raise UserError(f"config key {name}: {value} is below {least}")
-    for name in ("clip_grad_norm", "grading_timeout_s"):
-        if cfg.get(name) is not None and cfg[name] <= 0:
-            raise UserError(f"config key {name}: {cfg[name]} is not above 0")
+    check_numbers(cfg, {"group_size": 2, **dict.fromkeys(counts, 1)}, ("clip_grad_norm", "grading_timeout_s"))
     if cfg.top_k < 0:
         raise UserError(f"config key top_k: {cfg.top_k} is below 0; 0 is no limit")
     if cfg.temperature <= 0:
@@ -216,8 +200,7 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
     """Build the models and everything around them; go on from the newest checkpoint in ``output``."""
     torch.manual_seed(cfg.seed)
     loss, mixed = config.instantiate(cfg.loss), cfg.dtype == "bf16_mixed"
-    loggers: list[Any] = []
-    run_on_main(process, lambda: loggers.append(build_logger(cfg)))
+    logger = build_main_logger(cfg, process)
     held_out = build_held_out(cfg, dataset, tokenizer)
     policy = build_model(
         cfg.model,
@@ -241,11 +224,8 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
         if not is_lora(policy):
             dtype = pick_dtype(cfg.dtype)
             reference = build_model(cfg.model, cfg.checkpoint, process, dtype, trainable=False, mixed=mixed)
-    optimizer = config.instantiate(cfg.optimizer, [p for p in policy.parameters() if p.requires_grad])
     num_steps = count_steps(cfg, len(dataset), process.world_size)
-    scheduler = None
-    if cfg.get("lr_scheduler") is not None:
-        scheduler = config.instantiate(cfg.lr_scheduler, optimizer, num_training_steps=num_steps, last_epoch=-1)
+    optimizer, scheduler = build_optimizer(cfg, policy, num_steps)
     first_step, position = agree_on_last_step(output, process), 0
     if first_step:
         position = resume_from(output, first_step, policy, optimizer, scheduler, process)["position"]
@@ -266,7 +246,7 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, t
         loss=loss,
         optimizer=optimizer,
         scheduler=scheduler,
-        logger=loggers[0] if process.is_main else None,
+        logger=logger,
         grader=Grader(timeout_s=cfg.grading_timeout_s),
         first_step=first_step,
         num_steps=num_steps,
@@ -287,26 +267,12 @@ def build_held_out(cfg: DictConfig, dataset: RLDataset, tokenizer: ChatTokenizer
     return held_out
 
 
-def build_logger(cfg: DictConfig) -> Any:
-    """The metric logger; what it lacks (a package, an account) is found before any weight loads."""
-    try:
-        return config.instantiate(cfg.metric_logger)
-    except Exception as error:  # each logger's package fails in ways of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"config key metric_logger: {reason}") from None
-
-
 def next_examples(run: Run) -> list[tuple[int, RLExample]]:
     """This process's next prompts, each with its place in the endless stream of shuffled epochs."""
-    cfg, (rank, world_size, _) = run.cfg, run.process
-    end = run.position + prompts_a_step(cfg, world_size)
-    places = range(run.position + rank, end, world_size)
-    run.position = end
-    orders = {}
-    for epoch in {place // len(run.dataset) for place in places}:
-        generator = torch.Generator().manual_seed(seed_of(cfg.seed, epoch))
-        orders[epoch] = torch.randperm(len(run.dataset), generator=generator).tolist()
-    return [(p, run.dataset[orders[p // len(run.dataset)][p % len(run.dataset)]]) for p in places]
+    count = prompts_a_step(run.cfg, run.process.world_size)
+    drawn = draw_places(run.position, count, len(run.dataset), run.cfg.seed, run.process)
+    run.position += count
+    return [(place, run.dataset[index]) for place, index in drawn]
 
 
 def sample(run: Run, examples: list[RLExample], seeds: list[list[int]], temperature: float) -> list[list[Completion]]:
@@ -430,22 +396,10 @@ def update(run: Run, groups: list[Group], step: int, watch: Stopwatch) -> dict[s
                 # A step's loss is the sum over its rows; everything else is logged as a mean over its groups.
                 totals["loss"] += loss.item()
                 totals.update({name: value.item() * len(rows[i]) / len(groups) for name, value in means.items()})
-            totals["grad_norm"] += take_step(run, step, has_gradient=bool(rows))
+            norm = take_step(run.policy, run.optimizer, cfg.get("clip_grad_norm"), step, has_gradient=bool(rows))
+            totals["grad_norm"] += norm
     computed = sum(len(row) for row in rows) / len(groups)
     return {**{name: value / num_updates for name, value in totals.items()}, "computed_share": computed}
-
-
-def take_step(run: Run, step: int, *, has_gradient: bool) -> float:
-    """Clip and apply the gradient; returns its norm before clipping."""
-    grad_norm = clip_gradients(run.policy, run.cfg.get("clip_grad_norm")) if has_gradient else 0.0
-    if not math.isfinite(grad_norm):
-        raise UserError(
-            f"step {step}: the gradient's norm is {grad_norm}; the last checkpoint is sound, "
-            "go on from it in another output_dir with a lower optimizer.lr"
-        )
-    run.optimizer.step()  # without a gradient nothing moves, not even by momentum: there is none, not a zero
-    run.optimizer.zero_grad(set_to_none=True)
-    return grad_norm
 
 
 def train(run: Run) -> None:
@@ -457,7 +411,7 @@ def train(run: Run) -> None:
     hidden = not process.is_main
     with (
         tqdm(initial=run.first_step, total=run.num_steps, desc="grpo", disable=hidden) as bar,
-        profile(run) as profiler,
+        profile(cfg.get("profiler")) as profiler,
     ):
         for step in range(run.first_step + 1, run.num_steps + 1):
             watch = Stopwatch(process.device)
@@ -469,10 +423,7 @@ def train(run: Run) -> None:
             if run.scheduler is not None:
                 run.scheduler.step()
             metrics = {**summarize(run, groups, drawn, losses), **synced, "lr": float(lr)}
-            timing = {f"seconds_{name}": seconds for name, seconds in watch.seconds.items()}
-            timing["tokens_per_s"] = metrics["tokens"] / sum(watch.seconds.values())
-            if process.device.type == "cuda":
-                timing["peak_memory_gib"] = torch.cuda.max_memory_allocated(process.device) / 2**30
+            timing = watch.timing(metrics["tokens"])
             rows = gather_rows(list(describe(step, drawn)), process)
             if process.is_main:
                 append_records(run.output / COMPLETIONS, rows)
@@ -489,17 +440,6 @@ def train(run: Run) -> None:
                 save(run, step, best)
             profiler.step()
             bar.update()
-
-
-@contextmanager
-def profile(run: Run) -> Iterator[Any]:
-    """torchtune's profiler while the block runs: the traces of ``profiler.active_steps`` go to its ``output_dir``."""
-    profiler = config.instantiate(run.cfg.profiler)[0] if run.cfg.get("profiler") else DummyProfiler()
-    profiler.start()
-    try:
-        yield profiler
-    finally:
-        profiler.stop()
 
 
 def summarize(run: Run, groups: list[Group], drawn: list[Group], losses: dict[str, float]) -> dict[str, float]:
@@ -624,13 +564,6 @@ def save(run: Run, step: int, best: dict[str, Any] | None) -> None:
         tqdm.write(f"saved {folder}")
 
 
-def drop_rows_after(output: Path, step: int) -> None:
-    """Drop what a killed run logged past its last checkpoint: those steps are run again."""
-    for name in (METRICS, COMPLETIONS, EVALUATIONS):
-        if (output / name).exists():
-            write_records(output / name, (row for row in read_rows(output / name) if row["step"] <= step))
-
-
 def main(cfg: DictConfig) -> None:
     """Check the config, then train in ``output_dir``: anew, or on from its newest checkpoint."""
     check_values(cfg)
@@ -644,14 +577,8 @@ def main(cfg: DictConfig) -> None:
             )
         tokenizer = config.instantiate(cfg.tokenizer)
         dataset = config.instantiate(cfg.dataset, tokenizer)
-        output = Path(cfg.output_dir)
-        content = OmegaConf.to_container(cfg, resolve=True)
-        identity = {name: content[name] for name in content if name not in NOT_IDENTITY}
-        identity |= {"num_examples": len(dataset), "world_size": process.world_size}
-        with ExitStack() as folder:
-            run_on_main(process, lambda: folder.enter_context(open_run(output, "grpo_ssa_distributed", identity)))
+        with open_output(cfg, process, "grpo_ssa_distributed", num_examples=len(dataset)) as output:
             train_in(cfg, process, output, dataset, tokenizer)
-        wait_for_main(process)  # nobody leaves while another still talks to it
     finally:
         stop_process()
 
@@ -668,7 +595,7 @@ def train_in(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset
         held.callback(run.rollout.close)
         held.enter_context(run.grader)
         if process.is_main:
-            drop_rows_after(output, run.first_step)
+            drop_rows_after(output, (METRICS, COMPLETIONS, EVALUATIONS), run.first_step)
             remove_torn_checkpoints(output)
             skipped = f", {dataset.num_too_long} too long and left out" if dataset.num_too_long else ""
             start = f"going on from step {run.first_step}" if run.first_step else "from the start"

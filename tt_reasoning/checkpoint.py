@@ -62,6 +62,7 @@ def save_checkpoint(
     process: Process,
     card: dict[str, Any],
     *,
+    card_name: str = CARD,
     state: dict[str, Any] | None = None,
 ) -> Path:
     """Write ``output/step_N`` whole or not at all, in the dtype that the weights are held in (``pick_dtype``).
@@ -70,7 +71,7 @@ def save_checkpoint(
 
     Args:
         source: the Hugging Face folder that training began from; config and tokenizer are copied from it.
-        card: what a reader of the folder needs to know, written to ``aggregator.json``.
+        card: what a reader of the folder needs to know, written to ``card_name``.
         state: plain values (numbers, texts, lists and dicts of them) that ``resume_from`` hands back.
     """
     folder = output / f"step_{step}"
@@ -86,7 +87,7 @@ def save_checkpoint(
         for name in _COPIED:
             if (Path(source) / name).exists():
                 shutil.copy(Path(source) / name, temporary / name)
-        write_json(temporary / CARD, card)
+        write_json(temporary / card_name, card)
         content = {
             "step": step,
             "optimizer": optimizer_state,

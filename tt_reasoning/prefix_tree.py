@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class PackedRow(NamedTuple):
     positions_1T: Tensor
     mask: RowMask
     read_R: Tensor  # the position of the row whose logits predict each completion token
+    place_R: Tensor  # the position of the row where each completion token itself stands
     target_R: Tensor  # the completion tokens
     sample_R: Tensor  # which completion of the row each belongs to
 
@@ -47,11 +48,11 @@ def pack_groups(
     >>> row = pack_groups([([7, 8], [[1, 2], [3]]), ([9], [[4]])], "cpu")
     >>> row.tokens_1T.tolist(), row.positions_1T.tolist()
     ([[7, 8, 1, 2, 3, 9, 4]], [[0, 1, 2, 3, 2, 0, 1]])
-    >>> row.read_R.tolist(), row.sample_R.tolist()
-    ([1, 2, 1, 5], [0, 0, 1, 2])
+    >>> row.read_R.tolist(), row.place_R.tolist(), row.sample_R.tolist()
+    ([1, 2, 1, 5], [2, 3, 4, 6], [0, 0, 1, 2])
     """
     tokens: list[int] = []
-    positions, read, target, sample, spans = [], [], [], [], []
+    positions, read, place, target, sample, spans = [], [], [], [], [], []
     count = 0
     for prompt, completions in groups:
         start, middle, ends = len(tokens), len(tokens) + len(prompt), []
@@ -62,6 +63,7 @@ def pack_groups(
             tokens += completion
             positions += range(len(prompt), len(prompt) + len(completion))
             read += [middle - 1, *range(first, len(tokens) - 1)][: len(completion)]
+            place += range(first, len(tokens))
             target += completion
             sample += [count] * len(completion)
             ends.append(len(tokens))
@@ -72,6 +74,7 @@ def pack_groups(
         positions_1T=torch.tensor([positions], device=device),
         mask=RowMask(spans, torch.device(device), attention),
         read_R=torch.tensor(read, dtype=torch.long, device=device),
+        place_R=torch.tensor(place, dtype=torch.long, device=device),
         target_R=torch.tensor(target, dtype=torch.long, device=device),
         sample_R=torch.tensor(sample, dtype=torch.long, device=device),
     )
@@ -104,7 +107,7 @@ def fill_rows(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def unembed_as(model: TransformerDecoder, read: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def unembed_as(model: TransformerDecoder, read: Callable[[Tensor], Any]) -> Iterator[None]:
     """Let the model's forward end in ``read(hidden)`` in place of logits over the whole row.
 
     It stays inside the forward pass, where a sharded model has its output weights gathered.
@@ -124,6 +127,13 @@ def any_row_length(model: TransformerDecoder) -> Iterator[None]:
         yield
     finally:
         model.max_seq_len = limit
+
+
+def run_row(model: TransformerDecoder, row: PackedRow, read: Callable[[Tensor], Any]) -> Any:
+    """One forward pass over a row that ends in ``read(hidden_1TD)``, hidden states before the final norm."""
+    accept_layer_masks(model)
+    with unembed_as(model, read), any_row_length(model):
+        return model(row.tokens_1T, mask=row.mask, input_pos=row.positions_1T)
 
 
 def completion_logprobs(
@@ -148,6 +158,4 @@ def completion_logprobs(
         parts = zip(hidden_RD.split(chunk), row.target_R.split(chunk), strict=True)
         return torch.cat([checkpoint(read_chunk, *part, use_reentrant=False) for part in parts])
 
-    accept_layer_masks(model)
-    with unembed_as(model, read), any_row_length(model):
-        return model(row.tokens_1T, mask=row.mask, input_pos=row.positions_1T)
+    return run_row(model, row, read)
