@@ -72,6 +72,7 @@ from tt_reasoning.training import (
     from_main,
     gather_rows,
     gather_values,
+    level_rows,
     pick_dtype,
     start_process,
     stop_process,
@@ -337,10 +338,7 @@ def rows_to_compute(run: Run, groups: list[Group]) -> list[list[Group]]:
     chosen = [group for group in groups if run.reference is not None or group.is_active]
     spare = [group for group in groups if run.reference is None and not group.is_active]
     packed = fill_rows([group.num_tokens for group in chosen], run.cfg.get("pack_tokens"))
-    rows = [[chosen[i] for i in row] for row in packed]
-    for _ in range(len(rows), int(max(gather_values(len(rows), run.process)))):
-        rows.append([spare.pop() if spare else max(rows, key=len).pop()])
-    return rows
+    return level_rows([[chosen[i] for i in row] for row in packed], run.process, spare)
 
 
 def pack(run: Run, row: list[Group]) -> tuple[PackedRow, Tensor, Tensor | None]:

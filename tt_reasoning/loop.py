@@ -170,7 +170,8 @@ def open_output(cfg: DictConfig, process: Process, recipe: str, **more: object) 
 
 
 def drop_rows_after(output: Path, names: Sequence[str], step: int) -> None:
-    """Drop what a killed run logged past its last checkpoint: those steps are run again."""
+    """Drop what a killed run logged past its last checkpoint (step 0: there is none): all that is run again."""
     for name in names:
         if (output / name).exists():
-            write_records(output / name, (row for row in read_rows(output / name) if row["step"] <= step))
+            kept = (row for row in read_rows(output / name) if step and row["step"] <= step)
+            write_records(output / name, kept)

@@ -1,10 +1,11 @@
-"""Policy-gradient losses as pure tensors, for YAML's ``loss``: GRPO, Dr. GRPO, DAPO, GSPO.
+"""Losses as pure tensors, for YAML's ``loss``: policy gradients (GRPO, Dr. GRPO, DAPO, GSPO) and judges' labels.
 
 A loss is called once a row (one or more groups) and returns the row's share of the step's loss, so that a step's
-loss is the sum over its rows. What it needs to know of the others is in ``StepSize``. A loss of your own
-subclasses ``GRPOLoss``: the recipe reads its ``kl_coeff`` (0: no start model) and ``divide_by_std``.
+loss is the sum over its rows. What it needs to know of the others is in ``StepSize`` (``JudgeSize``). A policy loss
+of your own subclasses ``GRPOLoss``: the recipe reads its ``kl_coeff`` (0: no start model) and ``divide_by_std``.
 
-Shapes: G completions of the row, R their tokens one after another, ``sample_R`` the completion of each.
+Shapes: G completions of the row, R their tokens one after another, ``sample_R`` the completion of each; S judged
+steps of the row.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tt_reasoning.errors import UserError
 
 Means = dict[str, Tensor]
 
@@ -236,3 +239,68 @@ class GSPOLoss(GRPOLoss):
     def ratios(self, logprobs_R: Tensor, old_R: Tensor, sample_R: Tensor, num_samples: int) -> Tensor:
         """The completion's ratio at each of its tokens."""
         return mean_by_sample(logprobs_R - old_R, sample_R, num_samples).exp()[sample_R]
+
+
+class JudgeSize(NamedTuple):
+    """What a step averages over: the weights of its labelled steps, and the tokens of its language-model loss.
+
+    Both are means over the processes, where sharding averages gradients over them.
+    """
+
+    weight: float
+    num_tokens: float
+
+
+class StepLabelLoss:
+    """Cross-entropy of the label tokens at the step ends: ``-(t * log p(good) + (1 - t) * log p(bad))``.
+
+    ``t`` is 1 or 0 for hard labels, a share of rollouts for soft ones (Math-Shepherd, arXiv 2312.08935, eq. 1).
+    Inference divides the probability between the two labels alone, so ``over="labels"`` trains exactly what is
+    read; ``over="vocabulary"`` (Let's Verify Step by Step, arXiv 2305.20050) also teaches that one of them comes next.
+
+    Args:
+        over: what the probability is shared among.
+        language_model_weight: weight of the mean loss of the tokens of right solutions; 0 leaves it out.
+
+    Example (YAML):
+        ``loss: {_component_: tt_reasoning.losses.StepLabelLoss, over: labels}``
+    """
+
+    def __init__(self, over: str = "labels", language_model_weight: float = 0.0) -> None:
+        if over not in ("labels", "vocabulary"):
+            raise UserError(f"config key loss.over: '{over}', wanted 'labels' or 'vocabulary'")
+        if language_model_weight < 0:
+            raise UserError(f"config key loss.language_model_weight: {language_model_weight} is below 0")
+        self.over, self.language_model_weight = over, language_model_weight
+
+    def __call__(
+        self,
+        good_S: Tensor,
+        bad_S: Tensor,
+        vocabulary_S: Tensor,
+        target_S: Tensor,
+        weight_S: Tensor,
+        logprobs_R: Tensor | None,
+        trained_R: Tensor,
+        size: JudgeSize,
+    ) -> tuple[Tensor, Means]:
+        """The row's share of the loss, and of its parts (``label_loss``, ``language_model_loss``).
+
+        Args:
+            good_S: the logit of the token for a right step, ``bad_S`` for a wrong one.
+            vocabulary_S: the log-sum-exp of all logits there.
+            target_S: in [0, 1]; NaN where there is no label.
+            weight_S: how much each step counts; that of a step without label does not.
+            logprobs_R: of the solutions' tokens; None without a language-model loss.
+            trained_R: True for the tokens of that loss.
+        """
+        labelled_S = ~target_S.isnan()
+        t_S = target_S.nan_to_num()
+        among_S = torch.logaddexp(good_S, bad_S) if self.over == "labels" else vocabulary_S
+        nll_S = -(t_S * (good_S - among_S) + (1 - t_S) * (bad_S - among_S))
+        label = (nll_S * weight_S * labelled_S).sum() / size.weight
+        language = label.new_zeros(())
+        if logprobs_R is not None and size.num_tokens:
+            language = -(logprobs_R * trained_R).sum() / size.num_tokens
+        means = {"label_loss": label.detach(), "language_model_loss": language.detach()}
+        return label + self.language_model_weight * language, means

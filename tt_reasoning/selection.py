@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -136,21 +136,31 @@ def resample_means(values_PM: np.ndarray, *, num_resamples: int = 10_000, seed: 
     >>> resample_means(np.array([[1.0, 0.0], [1.0, 1.0]]), num_resamples=1000).mean(axis=0).round(1).tolist()
     [1.0, 0.5]
     """
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples={num_resamples} must be at least 1")
     if values_PM.ndim != 2 or not len(values_PM):
         raise ValueError("values must be a list of at least one number")
+    counted = resample_counts(len(values_PM), num_resamples=num_resamples, seed=seed)
+    return np.concatenate([counts_RP @ values_PM / len(values_PM) for counts_RP in counted])
+
+
+def resample_counts(num_problems: int, *, num_resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each resample draws each problem, some resamples at a time. Shape: [R, P], each row sums to P.
+
+    Raises:
+        ValueError: fewer than one resample.
+
+    >>> [counts.sum(axis=1).tolist() for counts in resample_counts(4, num_resamples=3)]
+    [[4.0, 4.0, 4.0]]
+    """
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples={num_resamples} must be at least 1")
     generator = np.random.default_rng(seed)
-    num_problems = len(values_PM)
     rows_at_once = max(1, _CELLS_AT_ONCE // num_problems)
-    means = []
     for start in range(0, num_resamples, rows_at_once):
         rows = min(rows_at_once, num_resamples - start)
         drawn = generator.integers(0, num_problems, (rows, num_problems))
         drawn += np.arange(rows)[:, None] * num_problems
         counts = np.bincount(drawn.ravel(), minlength=rows * num_problems).reshape(rows, num_problems)
-        means.append(counts.astype(np.float64) @ values_PM / num_problems)
-    return np.concatenate(means)
+        yield counts.astype(np.float64)
 
 
 def percentile_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

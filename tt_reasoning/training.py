@@ -298,6 +298,18 @@ def gather_rows(rows: list[dict[str, Any]], process: Process) -> list[dict[str, 
     return [row for part in gathered if part for row in part]
 
 
+def level_rows(rows: list[list[T]], process: Process, spare: list[T] | None = None) -> list[list[T]]:
+    """As many rows as the process with the most has, since a sharded model's passes are joint.
+
+    Rows are added from ``spare`` (what changes nothing), and when that is used up by splitting the longest ones.
+    """
+    spare = spare or []
+    rows = [list(row) for row in rows]
+    for _ in range(len(rows), max(gather_values(len(rows), process))):
+        rows.append([spare.pop() if spare else max(rows, key=len).pop()])
+    return rows
+
+
 def clip_gradients(model: nn.Module, max_norm: float | None) -> float:
     """Clip the gradients of all parameters to a joint norm; returns the norm before clipping."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if max_norm is None else max_norm)

@@ -1,0 +1,129 @@
+"""The step judge's recipe as a user runs it: learns a rule, on one process and two, killed, mistyped, repeated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from grpo_home import environment, metrics, run
+from judge_home import command, write_home
+from safetensors.torch import load_file
+
+from tt_reasoning.judges import JudgeCard, read_card
+
+CPU = ("prm_nexttok", "135M_prm_cpu.yaml")
+SETTINGS = ("evaluation.share=0.25", "evaluation.every_n_steps=6", "lr_scheduler.num_warmup_steps=1")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> Path:
+    """A run of twelve steps that nothing disturbs."""
+    more = ("max_steps=12", "gradient_accumulation_steps=2", "save_every_n_steps=3", "keep_checkpoints=9")
+    result = run(command(home, *CPU, "whole", *SETTINGS, *more))
+    assert result.returncode == 0, result.stderr
+    assert f"done: 12 steps -> {home / 'whole' / 'step_12'}" in result.stdout
+    assert "36 labels, 66.7% right, of 18 solutions; 2 problems held out; 12 steps" in result.stdout
+    return home / "whole"
+
+
+def read_rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_judge_learns_the_rule_and_tells_right_from_wrong_on_held_out_problems(whole: Path) -> None:
+    before, *_, after = read_rows(whole / "evaluations.jsonl")
+    assert before["step"] == 0 and after["step"] == 12
+    assert after["loss"] < before["loss"] and after["auc"] > 0.9
+    assert metrics(whole)[-1]["label_loss"] < metrics(whole)[0]["label_loss"]
+    assert after["problems"] == 2 and after["steps"] == 12
+    held = read_rows(whole / "held_out.jsonl")
+    assert {row["answer_id"][2:] for row in held} == {"0", "1", "2"} and len(held) == 6
+
+
+def test_a_checkpoint_says_how_the_judge_is_read(home: Path, whole: Path) -> None:
+    assert read_card(whole / "step_12") == JudgeCard(head="tokens", prompt="steps", step_token="\n", good="+", bad="-")
+    assert (whole / "best").is_symlink()
+    assert load_file(whole / "step_12" / "model.safetensors").keys() == load_file(
+        home / "model" / "model.safetensors"
+    ).keys()
+
+
+def test_a_run_cut_at_a_checkpoint_goes_on_to_the_same_weights_and_metrics(home: Path, whole: Path) -> None:
+    """A folder as a kill behind step 6 leaves it: rows of later steps are logged already, one of them torn."""
+    cut = home / "cut"
+    subprocess.run(["cp", "-r", whole, cut], check=True)
+    for name in ("step_9", "step_12", "best"):
+        subprocess.run(["rm", "-r", cut / name], check=True)
+    manifest = json.loads((cut / "manifest.json").read_text())
+    manifest["arguments"]["output_dir"] = str(cut)
+    (cut / "manifest.json").write_text(json.dumps(manifest))
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13')
+    more = ("max_steps=12", "gradient_accumulation_steps=2", "save_every_n_steps=3", "keep_checkpoints=9")
+    result = run(command(home, *CPU, "cut", *SETTINGS, *more))
+    assert result.returncode == 0, result.stderr
+    assert "going on from step 6" in result.stdout
+    assert metrics(cut) == metrics(whole)
+    assert read_rows(cut / "evaluations.jsonl") == read_rows(whole / "evaluations.jsonl")
+    assert (cut / "held_out.jsonl").read_bytes() == (whole / "held_out.jsonl").read_bytes()
+    weights = [(folder / "step_12" / "model.safetensors").read_bytes() for folder in (whole, cut)]
+    assert weights[0] == weights[1]
+
+
+def test_two_processes_compute_the_loss_of_one(home: Path, whole: Path) -> None:
+    """Two processes of one batch each against one that accumulates two: sums in another order, so fp32's tolerance."""
+    result = run(command(home, *CPU, "two", *SETTINGS, "max_steps=12", processes=2))
+    assert result.returncode == 0, result.stderr
+    for one, two in zip(metrics(whole)[:6], metrics(home / "two")[:6], strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
+
+
+def test_lora_soft_labels_packing_and_a_language_model_loss_work_together(home: Path) -> None:
+    more = (
+        "max_steps=2", "model._component_=tt_reasoning.models.lora_from_hf", "model.lora_attn_modules=[q_proj,v_proj]",
+        "dataset.estimate=soft", "loss.over=vocabulary", "loss.language_model_weight=0.5", "balance_classes=true",
+        "pack_tokens=100", "evaluation=null", "dtype=bf16_mixed",
+    )  # fmt: skip
+    result = run(command(home, *CPU, "lora", *more))
+    assert result.returncode == 0, result.stderr
+    assert (home / "lora" / "step_2" / "adapter" / "adapter_model.safetensors").exists()
+    assert all(row["language_model_loss"] > 0 and row["label_loss"] > 0 for row in metrics(home / "lora"))
+    assert not (home / "lora" / "evaluations.jsonl").exists()
+
+
+def test_an_outcome_judge_has_one_label_a_solution(home: Path) -> None:
+    more = ("max_steps=1", "dataset._component_=tt_reasoning.datasets.outcome_dataset", "~dataset.estimate")
+    result = run(command(home, *CPU, "outcome", *SETTINGS, *more, "~dataset.neutral"))
+    assert result.returncode == 0, result.stderr
+    assert "18 labels, 33.3% right, of 18 solutions" in result.stdout
+    assert read_card(home / "outcome" / "step_1").outcome
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("labels.good=positive", "config key labels.good: 'positive' is no token of this vocabulary (8 tokens)"),
+        ("labels.bad=+", "config key labels: '+' and '+' are the same token"),
+        ("evaluation.share=1.5", "config key evaluation.share: 1.5 leaves no problem to train on"),
+        ("dataset.source=nowhere", "no such folder: nowhere"),
+        ("dataset.max_tokens=10", "no solution with a labelled step (left out: 24 too_long; max_tokens=10)"),
+        ("step_format.prompt=answer", "prompt 'answer' is a chat"),
+        ("loss.over=tokens", "config key loss.over: 'tokens', wanted 'labels' or 'vocabulary'"),
+        ("dataset.estimate=sof", "config key dataset.estimate: 'sof', wanted 'hard' or 'soft'"),
+    ],
+)
+def test_a_mistake_is_one_line(home: Path, change: str, message: str) -> None:
+    result = subprocess.run(
+        command(home, *CPU, "mistake", *SETTINGS, change), capture_output=True, text=True, env=environment()
+    )
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
