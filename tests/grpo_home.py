@@ -79,16 +79,20 @@ def run(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment())
 
 
-def run_here(home: Path, output: str, *overrides: str) -> Path:
-    """The recipe in this process, which saves its start; returns the output folder."""
-    words = [*settings(home, output), *overrides]
-    cfg = OmegaConf.merge(OmegaConf.load(CONFIG), OmegaConf.from_dotlist([w for w in words if w[0] != "~"]))
+def merge(config: Path, words: list[str]) -> DictConfig:
+    """A config with overrides, as the command line would have it; ``~key`` leaves one out."""
+    cfg = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist([w for w in words if w[0] != "~"]))
     assert isinstance(cfg, DictConfig)
     for word in words:
         if word[0] == "~":
             parent, _, name = word[1:].rpartition(".")
             del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
-    grpo_ssa_distributed.main(cfg)
+    return cfg
+
+
+def run_here(home: Path, output: str, *overrides: str) -> Path:
+    """The recipe in this process, which saves its start; returns the output folder."""
+    grpo_ssa_distributed.main(merge(CONFIG, [*settings(home, output), *overrides]))
     return home / output
 
 

@@ -55,14 +55,16 @@ def write_home(home: Path, num_problems: int = 8) -> Path:
     return home
 
 
-def command(
-    home: Path, recipe: str, config: str, output: str, *overrides: str, processes: int = 1
-) -> list[str]:
-    """A judge's recipe through ``tune run``, as a user starts it, over the tiny model."""
-    words = ["--nproc_per_node", str(processes)] if processes > 1 else []
+def settings(home: Path, output: str) -> list[str]:
+    """Overrides of a judge's CPU config that make it tiny."""
     return [
-        *TUNE, *words, recipe, "--config", str(CONFIGS / config),
         f"output_dir={home / output}", f"checkpoint={home / 'model'}", f"dataset.source={home / 'steps'}",
         "model._component_=tt_reasoning.models.build_from_hf", f"model.path={home / 'model'}",
-        "batch_size=2", "optimizer.lr=3e-3", *overrides,
+        "batch_size=2", "optimizer.lr=3e-3",
     ]  # fmt: skip
+
+
+def command(home: Path, recipe: str, config: str, output: str, *overrides: str, processes: int = 1) -> list[str]:
+    """A judge's recipe through ``tune run``, as a user starts it, over the tiny model."""
+    words = ["--nproc_per_node", str(processes)] if processes > 1 else []
+    return [*TUNE, *words, recipe, "--config", str(CONFIGS / config), *settings(home, output), *overrides]

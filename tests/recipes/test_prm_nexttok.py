@@ -6,11 +6,13 @@ import json
 import subprocess
 from pathlib import Path
 
+import prm_nexttok
 import pytest
-from grpo_home import environment, metrics, run
-from judge_home import command, write_home
+from grpo_home import environment, merge, metrics, run
+from judge_home import CONFIGS, command, settings, write_home
 from safetensors.torch import load_file
 
+from tt_reasoning.errors import UserError
 from tt_reasoning.judges import JudgeCard, read_card
 
 CPU = ("prm_nexttok", "135M_prm_cpu.yaml")
@@ -31,6 +33,11 @@ def whole(home: Path) -> Path:
     assert f"done: 12 steps -> {home / 'whole' / 'step_12'}" in result.stdout
     assert "36 labels, 66.7% right, of 18 solutions; 2 problems held out; 12 steps" in result.stdout
     return home / "whole"
+
+
+def run_here(home: Path, output: str, *overrides: str) -> None:
+    """The recipe in this process, which saves its start."""
+    prm_nexttok.main(merge(CONFIGS / CPU[1], [*settings(home, output), *overrides]))
 
 
 def read_rows(file: Path) -> list[dict]:
@@ -93,18 +100,16 @@ def test_lora_soft_labels_packing_and_a_language_model_loss_work_together(home: 
         "dataset.estimate=soft", "loss.over=vocabulary", "loss.language_model_weight=0.5", "balance_classes=true",
         "pack_tokens=100", "evaluation=null", "dtype=bf16_mixed",
     )  # fmt: skip
-    result = run(command(home, *CPU, "lora", *more))
-    assert result.returncode == 0, result.stderr
+    run_here(home, "lora", *more)
     assert (home / "lora" / "step_2" / "adapter" / "adapter_model.safetensors").exists()
     assert all(row["language_model_loss"] > 0 and row["label_loss"] > 0 for row in metrics(home / "lora"))
     assert not (home / "lora" / "evaluations.jsonl").exists()
 
 
-def test_an_outcome_judge_has_one_label_a_solution(home: Path) -> None:
+def test_an_outcome_judge_has_one_label_a_solution(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ("max_steps=1", "dataset._component_=tt_reasoning.datasets.outcome_dataset", "~dataset.estimate")
-    result = run(command(home, *CPU, "outcome", *SETTINGS, *more, "~dataset.neutral"))
-    assert result.returncode == 0, result.stderr
-    assert "18 labels, 33.3% right, of 18 solutions" in result.stdout
+    run_here(home, "outcome", *SETTINGS, *more, "~dataset.neutral")
+    assert "18 labels, 33.3% right, of 18 solutions" in capsys.readouterr().out
     assert read_card(home / "outcome" / "step_1").outcome
 
 
@@ -118,12 +123,18 @@ def test_an_outcome_judge_has_one_label_a_solution(home: Path) -> None:
         ("dataset.max_tokens=10", "no solution with a labelled step (left out: 24 too_long; max_tokens=10)"),
         ("step_format.prompt=answer", "prompt 'answer' is a chat"),
         ("loss.over=tokens", "config key loss.over: 'tokens', wanted 'labels' or 'vocabulary'"),
-        ("dataset.estimate=sof", "config key dataset.estimate: 'sof', wanted 'hard' or 'soft'"),
+        ("dataset.estimate=sof", "unknown config key dataset.estimate 'sof': did you mean 'soft'?"),
     ],
 )
-def test_a_mistake_is_one_line(home: Path, change: str, message: str) -> None:
-    result = subprocess.run(
-        command(home, *CPU, "mistake", *SETTINGS, change), capture_output=True, text=True, env=environment()
-    )
+def test_a_mistake_is_named(home: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        run_here(home, "mistake", *SETTINGS, change)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mistake_is_one_line_and_status_2(home: Path) -> None:
+    words = command(home, *CPU, "mistake", "labels.bad=+")
+    result = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert result.returncode == 2
-    assert message in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == "error: config key labels: '+' and '+' are the same token"
+    assert "Traceback" not in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from tt_reasoning.answer_sets import VERDICTS, open_answers, read_groups, require_verdicts
 from tt_reasoning.attention import AttentionKind
-from tt_reasoning.errors import UserError
+from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.judges.formats import StepFormat, share_prompt
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.prefix_tree import PackedRow, pack_groups
@@ -166,6 +167,9 @@ def step_dataset(
 
     A row of ``steps.jsonl``: ``{"answer_id": "9f…", "index": 1, "start": 12, "end": 40, "rating": -1, "score": 0.125}``
     """
+    for name, value, known in (("estimate", estimate, get_args(Estimate)), ("neutral", neutral, get_args(Neutral))):
+        if value not in known:
+            raise unknown_name(f"config key dataset.{name}", str(value), known)
     rows = (
         (
             problem,
