@@ -42,6 +42,7 @@ from tt_reasoning.answer_sets import (
     describe_records,
     open_answers,
     read_groups,
+    read_settings,
     require_samples,
     require_verdicts,
 )
@@ -234,16 +235,6 @@ def read_all(
                                 args.engine.default_chunk_size(1),
                             ),  # fmt: skip
                         )
-
-
-def read_settings(path: Path) -> dict:
-    """The arguments that check_answers graded the folder by, which a ``Grader`` takes; none of no such file."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["arguments"])
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} cannot be read; grade anew: tools/check_answers.py --regrade") from None
 
 
 def build_report(

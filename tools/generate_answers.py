@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -28,6 +27,7 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.generation import (
     STATS,
     Counts,
+    begun_chunk_size,
     check_complete,
     describe_ends,
     draw_answers,
@@ -36,7 +36,7 @@ from tt_reasoning.generation import (
 )
 from tt_reasoning.problems import read_problems
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
-from tt_reasoning.store import MANIFEST, open_run, read_manifest, write_json
+from tt_reasoning.store import open_run, write_json
 from tt_reasoning.tool import run_tool
 from tt_reasoning.types import Problem, Sampling
 
@@ -100,7 +100,7 @@ def main(args: Arguments) -> str:
     problems = _read_problems(args)
     first = next(problems)  # a mistake shows before a folder is made
     prompt = load_prompt(args.prompt or default_prompt(first.kind), args.system_prompt)
-    chunk_size = args.chunk_size or _begun_with(args.out) or args.engine.default_chunk_size(args.num_samples)
+    chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(args.num_samples)
     if 0 in args.temperatures and args.num_samples > 1:
         print(f"temperature 0 is greedy: one answer to each problem there, not {args.num_samples}", file=sys.stderr)
     identity = {name: getattr(args, name) for name in _IDENTITY}
@@ -192,13 +192,6 @@ def _sampling(args: Arguments, prompt: Prompt, temperature: float) -> Sampling:
 
 def _num_samples(args: Arguments, temperature: float) -> int:
     return args.num_samples if temperature else 1
-
-
-def _begun_with(out: str) -> int | None:
-    """The chunk size of a run that is there."""
-    if not (Path(out) / MANIFEST).exists():
-        return None
-    return read_manifest(out).get("arguments", {}).get("chunk_size")
 
 
 def _tell_of_idle(num_engines: int, num_problems: int, chunk_size: int, num_draws: int) -> None:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import overload
@@ -40,7 +41,7 @@ from tt_reasoning.engines.base import (
     StreamingEngine,
 )
 from tt_reasoning.errors import UserError
-from tt_reasoning.prompts import Prompt
+from tt_reasoning.prompts import Prompt, Rendered
 from tt_reasoning.store import (
     MANIFEST,
     append_records,
@@ -163,6 +164,13 @@ class StoredProblems(Sequence[Problem]):
         return found
 
 
+def begun_chunk_size(folder: str | Path) -> int | None:
+    """The chunk size of a run that is there: it has to stay."""
+    if not (Path(folder) / MANIFEST).exists():
+        return None
+    return read_manifest(folder).get("arguments", {}).get("chunk_size")
+
+
 def keep_problems(folder: str | Path, problems: Iterable[Problem]) -> StoredProblems:
     """Add the problems to ``problems.jsonl``, each once; returns them in the order given, to be read from there.
 
@@ -265,10 +273,11 @@ def draw_answers(
     start_engine: Callable[[], Engine],
     prompt: Prompt,
     folder: str | Path,
-    chunk_size: int = 64,
+    chunk_size: int | Sequence[int] = 64,
     on_progress: Callable[[Counts], None] = lambda counts: None,
     file_name: str = ANSWERS,
     whole_chunks: bool = True,
+    render: Callable[[Problem], Rendered] | None = None,
 ) -> Counts:
     """Append the missing answers of all draws to ``folder/file_name``, one draw after another.
 
@@ -276,10 +285,12 @@ def draw_answers(
         problems: with distinct ids, as ``load_problems`` and ``keep_problems`` give them.
         draws: of different samplings.
         start_engine: called once, and only when an answer is missing; the engine is closed at the end.
-        chunk_size: problems in one engine call; like the sampling, it must be the same on resume.
+        chunk_size: problems in one engine call, or for each call the index behind its last problem; like the
+            sampling, it must be the same on resume.
         on_progress: called at the start, when answers have been written and behind every chunk.
         whole_chunks: ask a chunk that is half on disk again as a whole, so that the file becomes that of a run which
             was never killed; otherwise only what is missing is asked, which costs less and may give other tokens.
+        render: what a problem's requests say; the prompt with its question unless given.
 
     A run ends before its last chunk when a chunk brings nothing but failures that any request would meet now.
     What a ``ServedEngine`` used in each chunk is appended to ``folder/usage.jsonl``.
@@ -288,11 +299,13 @@ def draw_answers(
         UserError: a line of the file is malformed.
     """
     book = _Book(problems, draws, Path(folder) / file_name, on_progress)
+    ends = range(chunk_size, len(problems) + chunk_size, chunk_size) if isinstance(chunk_size, int) else chunk_size
+    to_requests = partial(_requests, prompt, render or (lambda problem: prompt.render(problem.question)))
     on_progress(book.counts)
     if not book.counts.missing:
         return book.counts
     with closing(start_engine()) as engine:
-        asked = _ask(engine, _chunks(problems, draws, book.on_disk, chunk_size), prompt, book, whole_chunks)
+        asked = _ask(engine, _chunks(problems, draws, book.on_disk, ends), to_requests, book, whole_chunks)
         book.start_clock()
         with closing(_answer(engine, asked)) as answered:
             for chunk, outcomes in answered:
@@ -380,21 +393,25 @@ class _Book:
 
 
 def _chunks(
-    problems: Sequence[Problem], draws: Sequence[Draw], on_disk: Sequence[np.ndarray], chunk_size: int
+    problems: Sequence[Problem], draws: Sequence[Draw], on_disk: Sequence[np.ndarray], ends: Sequence[int]
 ) -> Iterator[_Chunk]:
     """The chunks in which an answer is missing, whole."""
     for draw, grid in zip(draws, on_disk, strict=True):
         for first, last in pairwise((0, *draw.blocks)):
-            for start in range(0, len(problems), chunk_size):
-                there = grid[start : start + chunk_size, first:last]
+            for start, end in pairwise((0, *ends)):
+                there = grid[start:end, first:last]
                 if not there.all():
-                    part = problems[start : start + chunk_size]
+                    part = problems[start:end]
                     pairs = [(problem, index) for problem in part for index in range(first, last)]
                     yield _Chunk(draw.sampling, pairs, there.ravel().tolist())
 
 
 def _ask(
-    engine: Engine, chunks: Iterator[_Chunk], prompt: Prompt, book: _Book, whole_chunks: bool
+    engine: Engine,
+    chunks: Iterator[_Chunk],
+    to_requests: Callable[[_Chunk], list[Request]],
+    book: _Book,
+    whole_chunks: bool,
 ) -> Iterator[tuple[_Chunk, list[Request]]]:
     """Chunks with their requests: whole, or what is still to be answered.
 
@@ -406,13 +423,13 @@ def _ask(
         elif isinstance(engine, CheckingEngine) and any(chunk.on_disk):
             missing = chunk.missing()
             ids = [problem.id for problem, _ in missing.pairs]
-            requests = dict(zip(ids, _requests(missing, prompt), strict=True))  # a problem's are refused alike
+            requests = dict(zip(ids, to_requests(missing), strict=True))  # a problem's are refused alike
             failures = {identity: engine.refuse(request) for identity, request in requests.items()}
             if all(failures.values()):
                 for position, (problem, _) in enumerate(missing.pairs):
                     book.take(missing, position, failures[problem.id])
                 continue
-        yield chunk, _requests(chunk, prompt)
+        yield chunk, to_requests(chunk)
 
 
 def _answer(
@@ -445,11 +462,11 @@ def _record_usage(engine: ServedEngine, path: Path) -> None:
         append_records(path, [usage])
 
 
-def _requests(chunk: _Chunk, prompt: Prompt) -> list[Request]:
+def _requests(prompt: Prompt, render: Callable[[Problem], Rendered], chunk: _Chunk) -> list[Request]:
     """The requests of a chunk; those of one problem share its rendered prompt."""
     sampling, found = chunk.sampling, []
     for problem, pairs in groupby(chunk.pairs, key=lambda pair: pair[0]):
-        rendered = prompt.render(problem.question)
+        rendered = render(problem)
         for _, index in pairs:
             request = Request(
                 prompt=rendered,

@@ -31,7 +31,7 @@ class Message(TypedDict):
     content: str
 
 
-Rendered = list[Message] | str
+Rendered = list[Message] | str  # a chat that ends with the assistant's message is an answer to be continued
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a multiple-choice question
 
@@ -47,19 +47,24 @@ class Prompt:
     prefill: str = ""
     stop: tuple[str, ...] = ()
 
-    def render(self, question: str) -> Rendered:
+    def render(self, question: str, begun: str = "") -> Rendered:
         """The messages of a chat prompt, or the whole text of a plain one (prefill included).
+
+        ``begun`` is the beginning of an answer that is to be continued: it stands behind all else, as it is.
 
         >>> PROMPTS["boxed"].render("What is 2 + 2?")[0]["content"][-37:]
         'Put the final answer inside \\\\boxed{}.'
         >>> PROMPTS["ssa"].render("...")[-18:]
         'Assistant: <think>'
+        >>> PROMPTS["question"].render("2 + 2?", begun="2 + 2 is")[1]
+        {'role': 'assistant', 'content': '2 + 2 is'}
         """
         text = self.user.replace("{question}", question)
         if not self.chat:
-            return text + self.prefill
+            return text + self.prefill + begun
         system = [Message(role="system", content=self.system)] if self.system else []
-        return [*system, Message(role="user", content=text)]
+        answer = [Message(role="assistant", content=begun)] if begun else []
+        return [*system, Message(role="user", content=text), *answer]
 
     def template(self) -> dict[str, Any]:
         """What it says, without its name: as a prompt file and a manifest hold it.
@@ -349,6 +354,20 @@ def _named(prompt: Prompt) -> Prompt:
     """The prompt, named by its content."""
     text = json.dumps(prompt.template(), ensure_ascii=False, sort_keys=True)
     return replace(prompt, name=_CUSTOM + hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def split_begun(messages: Sequence[Message]) -> tuple[list[Message], str]:
+    """A chat up to the assistant's turn, and what of that turn is there already: it goes behind the rendered chat.
+
+    Not every chat template renders an unfinished answer as it is (some trim it, some take its thinking out), so
+    none is asked to.
+
+    >>> split_begun(PROMPTS["question"].render("2 + 2?", begun="2 + 2 is"))
+    ([{'role': 'user', 'content': '2 + 2?'}], '2 + 2 is')
+    """
+    if messages and messages[-1]["role"] == "assistant":
+        return list(messages[:-1]), messages[-1]["content"]
+    return list(messages), ""
 
 
 def choice_text(question: str, choices: Sequence[str]) -> str:

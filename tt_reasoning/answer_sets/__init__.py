@@ -271,6 +271,16 @@ def require_verdicts(answers: AnswerFolder) -> None:
         raise UserError(f"{answers.path}: {answers.num_ungraded} answers have no verdict yet; {command}")
 
 
+def read_settings(path: Path) -> dict:
+    """The arguments that check_answers graded the folder by, which a ``Grader`` takes; none of no such file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["arguments"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} cannot be read; grade anew: tools/check_answers.py --regrade") from None
+
+
 def require_samples(answers: AnswerFolder, num_answers: int) -> None:
     """Raise UserError when ``num_answers`` is no number of answers that some problem of the folder has."""
     require_enough(num_answers, answers.num_samples, str(answers.path))

@@ -29,7 +29,8 @@ class Request:
     """One completion to draw: a rendered prompt and everything that decides its tokens.
 
     ``temperature = 0`` is greedy; ``top_k = 0`` means no limit; ``stop`` strings end a completion and
-    stay in its text. The same list of requests gives the same completions; the native engine gives a request
+    stay in its text. A chat that ends with the assistant's message is continued from there: the completion is what
+    comes behind it. The same list of requests gives the same completions; the native engine gives a request
     its completion whatever is asked beside it, vLLM does not quite.
     """
 

@@ -39,6 +39,7 @@ from urllib.parse import urlsplit
 
 from tt_reasoning.engines.base import Completion, Failure, FailureReason, Request, Usage, collect
 from tt_reasoning.errors import UserError
+from tt_reasoning.prompts import split_begun
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -233,7 +234,7 @@ class OpenAIEngine:
         """One completion or failure a request, in order; at most ``concurrency`` are under way.
 
         Raises:
-            UserError: ``top_k`` for api.openai.com.
+            UserError: ``top_k`` for api.openai.com, or a chat whose answer is begun.
         """
         return collect(self.stream(requests))
 
@@ -241,6 +242,11 @@ class OpenAIEngine:
         """The outcomes of ``generate`` with their indices, in order, each as soon as all before it are there."""
         if self._url == _OFFICIAL and any(request.top_k for request in requests):
             raise UserError("OpenAI's API has no top_k; leave --top-k away")
+        if any(not isinstance(request.prompt, str) and split_begun(request.prompt)[1] for request in requests):
+            # The API has no word for it; what servers make of it depends on them and on the chat template.
+            raise UserError(
+                "a server cannot continue a chat's answer; use --engine vllm, or a prompt of plain text such as steps"
+            )
         began = time.perf_counter()
         free = asyncio.Semaphore(self._at_once)
         loop = self._runner.get_loop()

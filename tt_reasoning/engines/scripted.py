@@ -1,8 +1,9 @@
 """An engine without a model, for tests: its answers come from a file, a dictionary or a function.
 
-The file is JSON; ``answers`` maps a question (what the user's message, or a plain prompt, begins with) to the
-texts that it may get, ``fallback`` holds the texts for every other question, ``delay_s`` is the time that
-one answer takes. A request gets ``texts[seed % len(texts)]``, and ``{seed}`` in a text becomes its seed::
+The file is JSON; ``answers`` maps a question (what the last message, or a plain prompt, begins with; where an answer
+is begun the last message is that) to the texts that it may get, ``fallback`` holds the texts for every other question,
+``delay_s`` is the time that one answer takes. A request gets ``texts[seed % len(texts)]``, and ``{seed}`` in a text
+becomes its seed::
 
     {"answers": {"What is 2 + 2?": ["The Answer is: 4", "The Answer is: 5"]},
      "fallback": ["I drew {seed}. The Answer is: 7"], "delay_s": 0.01}

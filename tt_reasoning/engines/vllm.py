@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tt_reasoning.engines.base import Completion, Failure, Request, check_room, collect
 from tt_reasoning.errors import UserError, unknown_name
-from tt_reasoning.prompts import Rendered
+from tt_reasoning.prompts import Rendered, split_begun
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -188,9 +188,9 @@ class VllmEngine:
         """Token ids, so that nothing downstream adds a second beginning-of-text to a rendered chat."""
         if isinstance(prompt, str):
             return self._tokenizer.encode(prompt)
-        return self._tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        chat, begun = split_begun(prompt)
+        text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return self._tokenizer.encode(text + begun, add_special_tokens=False)
 
     def close(self) -> None:
         """Free the model."""

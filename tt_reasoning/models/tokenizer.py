@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torchtune.data import Message as TuneMessage
 
 from tt_reasoning.errors import UserError
-from tt_reasoning.prompts import Message, Rendered
+from tt_reasoning.prompts import Message, Rendered, split_begun
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -120,13 +120,14 @@ class ChatTokenizer:
             raise UserError(f"the chat template of {self._folder} refuses this chat: {error}") from None
 
     def encode_prompt(self, prompt: Rendered) -> list[int]:
-        """Token ids of a rendered prompt: a chat up to the assistant's turn, or plain text.
+        """Token ids of a rendered prompt: plain text, or a chat up to the assistant's turn with what is begun of it.
 
         A plain prompt gets the model's bos token where the tokenizer itself would add one.
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt).ids
-        return self.encode(self.render_chat(prompt, add_generation_prompt=True))
+        chat, begun = split_begun(prompt)
+        return self.encode(self.render_chat(chat, add_generation_prompt=True) + begun)
 
     def tokenize_messages(
         self, messages: Sequence[Message | TuneMessage], *, add_end_tokens: bool = True
