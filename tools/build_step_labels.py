@@ -1,0 +1,189 @@
+"""Label the steps of solutions, for step judges to learn from. shepherd: by rollouts from each step, as Math-Shepherd
+(arXiv 2312.08935) does. docs/step_labels.md says how every label is made.
+
+Example: python tools/build_step_labels.py shepherd --answers answers/demo --model models/smollm2-135m --out steps/demo
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tt_reasoning.aggregation import keep_open
+from tt_reasoning.answer_sets import (
+    VERDICTS,
+    AnswerFolder,
+    describe_records,
+    open_answers,
+    read_settings,
+    require_verdicts,
+)
+from tt_reasoning.engines.options import EngineOptions
+from tt_reasoning.errors import UserError
+from tt_reasoning.generation import ANSWERS, begun_chunk_size
+from tt_reasoning.grading import Grader
+from tt_reasoning.prompts import Prompt, get_prompt, load_prompt
+from tt_reasoning.shepherd import draw_rollouts, plan_prefixes, write_labels
+from tt_reasoning.steps import STEPS, Estimate, SplitStyle
+from tt_reasoning.store import open_run, read_manifest
+from tt_reasoning.tool import run_tool
+from tt_reasoning.types import Sampling
+
+_MUCH = 0.1  # of the rollouts cut: then a warning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shepherd:
+    """Labels by rollouts: Math-Shepherd."""
+
+    answers: Path
+    """Folder of generate_answers, graded by check_answers."""
+    model: str
+    """The completer: Hugging Face folder or Hub name (name at the server for openai, JSON file for scripted)."""
+    out: Path
+    """Folder of steps; the same command goes on with it."""
+    rollouts: int = 8
+    """Rollouts from each step but the last."""
+    estimate: Estimate = "hard"
+    """hard: is any rollout right? No more are asked for behind the first. soft: the share of them too, of them all."""
+    prompt: str = "auto"
+    """A prompt's name or file; auto is the one that the answers were drawn with."""
+    temperature: float = 0.7
+    """Of the rollouts."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that hold this share of the probability."""
+    top_k: int = 0
+    """Sample from this many likeliest tokens; 0 is no limit."""
+    max_new_tokens: int = 1024
+    """Most tokens of a rollout, beside those of what it goes on from."""
+    seed: int = 0
+    """Seed of the run; each rollout has its own from it."""
+    limit: int | None = None
+    """Only the first so many problems."""
+    split_style: SplitStyle = "auto"
+    """Where steps begin: at "Step 1:" marks, paragraphs or lines; auto takes the first of these that gives two."""
+    chunk_size: int | None = None
+    """Problems asked at once, with all their answers; always the same in a folder, in a new one as suits the engine."""
+    engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prm800k:
+    """Labels by humans: the files of PRM800K as they are published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    labels: Annotated[
+        Annotated[Prm800k, tyro.conf.subcommand("prm800k")] | Annotated[Shepherd, tyro.conf.subcommand("shepherd")],
+        tyro.conf.arg(name=""),
+    ]
+
+
+def main(args: Arguments) -> str:
+    return run_shepherd(args.labels)
+
+
+# What labels depend on, beside the answers, the prompt, the grading, the size of a chunk and the engine's own.
+_IDENTITY = (
+    "model", "rollouts", "estimate", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "split_style"
+)  # fmt: skip
+
+
+def run_shepherd(args: Shepherd) -> str:
+    _check_numbers(args)
+    args.engine.check(args.model)
+    answers = open_answers(args.answers)
+    require_verdicts(answers)
+    prompt = _choose_prompt(args, answers)
+    grading = {"fallback": "none"} | read_settings(args.answers / "verdicts.json")
+    plan = plan_prefixes(answers, args.split_style, args.limit)
+    per_problem = -(-len(plan.prefixes) // len(plan.groups)) * args.rollouts
+    chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(max(1, per_problem))
+    identity = {name: getattr(args, name) for name in _IDENTITY}
+    identity |= {"answers": str(args.answers), "chunk_size": chunk_size, "prompt": prompt.name}
+    identity |= {name: describe_records(args.answers / name) for name in (ANSWERS, VERDICTS)}
+    # Under "template" get_prompt finds the prompt of the answers, which stand in this folder too.
+    identity["template"] = read_manifest(args.answers).get("arguments", {}).get("template")
+    identity["rollout_template"] = prompt.template()
+    identity |= {name: value for name, value in grading.items() if name != "timeout_s"} | args.engine.identity()
+    sampling = Sampling(
+        model=args.model, revision=args.engine.revision, prompt=prompt.name, temperature=args.temperature,
+        top_p=args.top_p, top_k=args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed,
+    )  # fmt: skip
+    with open_run(args.out, "build_step_labels shepherd", identity) as folder:
+        complete = (folder / STEPS).exists()
+        with keep_open(partial(args.engine.open, args.model)) as start_engine, Grader(**grading) as grader:
+            written = draw_rollouts(
+                plan, sampling, args.rollouts, args.estimate, prompt, start_engine, grader, folder, chunk_size
+            )
+        stats = write_labels(plan, folder, args.estimate)
+    _warn(stats, args.max_new_tokens)
+    return _summary(stats, written, complete, args.out)
+
+
+def _check_numbers(args: Shepherd) -> None:
+    for name in ("rollouts", "max_new_tokens", "limit", "chunk_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if not 0 <= args.temperature < float("inf"):
+        raise UserError(f"--temperature {args.temperature:g}: give a number from 0 on")
+    if args.temperature == 0 and args.rollouts > 1:
+        raise UserError(f"--temperature 0 gives {args.rollouts} times the same rollout; raise it, or set --rollouts 1")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top-p {args.top_p} is not above 0 and at most 1")
+    if args.top_k < 0:
+        raise UserError(f"--top-k {args.top_k} is negative; 0 is no limit")
+
+
+def _choose_prompt(args: Shepherd, answers: AnswerFolder) -> Prompt:
+    if args.prompt != "auto":
+        return load_prompt(args.prompt)
+    names = sorted({sampling.prompt for sampling in answers.samplings})
+    if len(names) > 1:
+        raise UserError(f"{args.answers} holds answers to several prompts ({', '.join(names)}); name one with --prompt")
+    return get_prompt(names[0], args.answers)
+
+
+def _warn(stats: dict, max_new_tokens: int) -> None:
+    if stats["rollouts"] and stats["unfinished"] / stats["rollouts"] >= _MUCH:
+        print(
+            f"warning: {stats['unfinished_share']:.1%} of {stats['rollouts']} rollouts were cut at --max-new-tokens "
+            f"{max_new_tokens}, most of them before their result, and count as wrong; raise it, with a new --out",
+            file=sys.stderr,
+        )
+    steps = stats["steps"]
+    if not steps["good"] or not steps["bad"]:
+        which = "good" if steps["good"] else "bad" if steps["bad"] else "without a label"
+        print(
+            f"warning: all {steps['good'] + steps['bad'] or steps['steps']} steps are {which}: nothing to learn from; "
+            "take other answers, another completer or another number of --rollouts",
+            file=sys.stderr,
+        )
+
+
+def _summary(stats: dict, written: int, complete: bool, out: Path) -> str:
+    steps, left = stats["steps"], stats["left_out"]
+    judged = steps["good"] + steps["bad"]
+    told = [
+        f"{stats['answers']} answers of {stats['problems']} problems, {steps['steps']} steps",
+        f"{steps['good'] / judged:.1%} good" if judged else "none labelled",
+        *([f"{steps['unlabelled']} without a label"] if steps["unlabelled"] and judged else []),
+        *([f"{stats['too_long']} prefixes too long"] if stats["too_long"] else []),
+        *([f"left out: {' '.join(f'{n} {name}' for name, n in left.items() if n)}"] if any(left.values()) else []),
+    ]
+    unfinished = f", {stats['unfinished_share']:.1%} unfinished" if stats["rollouts"] else ""
+    asked = f"{stats['rollouts']} rollouts{unfinished}"
+    if complete and not written:
+        return f"already complete: {', '.join(told)}; {asked}: {out}"
+    return f"{', '.join(told)}; {asked} ({written} of them new): {out}"
+
+
+if __name__ == "__main__":
+    run_tool(main, Arguments, __doc__)
