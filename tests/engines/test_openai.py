@@ -179,6 +179,15 @@ def test_each_sample_is_a_request_with_its_own_seed_and_a_chat_goes_to_the_chat_
     }  # fmt: skip
 
 
+def test_a_chats_begun_answer_is_refused_and_a_plain_texts_goes_on() -> None:
+    with serving() as (server, engine):
+        with pytest.raises(UserError, match="a server cannot continue a chat's answer; use --engine vllm"):
+            ask(engine, 1, prompt=get_prompt("answer").render("2 + 2?", "It is"))
+        assert not server.seen
+        ask(engine, 1, prompt=get_prompt("steps").render("2 + 2?", "It is"))
+    assert server.seen[0].body["prompt"].endswith("Solution:\nIt is")
+
+
 def test_vllm_is_told_to_keep_stop_strings_and_to_leave_its_models_defaults_aside() -> None:
     with serving(models=lambda key: Reply(body={"data": [{"id": "tiny", "owned_by": "vllm"}]})) as (server, engine):
         ask(engine, 1)

@@ -10,6 +10,7 @@ from tiny import write_tiny_model
 from tt_reasoning.engines.base import Request
 from tt_reasoning.engines.tune import TuneEngine
 from tt_reasoning.errors import UserError
+from tt_reasoning.prompts import get_prompt
 
 CHAT = [{"role": "user", "content": "2 + 2?"}]
 
@@ -39,6 +40,16 @@ def test_mixed_settings_come_back_in_the_order_of_the_requests(folder: Path) -> 
         r.max_new_tokens for r, c in zip(mixed, found, strict=True) if c.finish_reason == "length"
     ]
     assert found == [engine.generate([request])[0] for request in mixed]
+
+
+def test_a_begun_answer_is_continued_as_it_would_have_gone_on(smollm2: Path) -> None:
+    engine, prompt = TuneEngine(str(smollm2)), get_prompt("answer")
+    question = "Tom has 3 apples and buys 4 more. How many apples has he?"
+    chat, greedy = prompt.render(question), {"temperature": 0.0, "max_new_tokens": 24}
+    whole = engine.generate([Request(prompt=chat, **greedy)])[0].text
+    begun = " ".join(whole.split(" ")[:4])  # a word's token begins with its space
+    rest = engine.generate([Request(prompt=prompt.render(question, begun), **greedy)])[0].text
+    assert 0 < len(begun) < len(whole) and (begun + rest).startswith(whole)
 
 
 def test_a_prompt_without_room_for_its_completion_fails_alone(folder: Path) -> None:

@@ -77,6 +77,17 @@ def test_a_plain_prompt_is_continued(engine: VllmEngine) -> None:
     assert text.startswith(" five, six")
 
 
+def test_a_begun_answer_is_continued_as_it_would_have_gone_on(engine: VllmEngine) -> None:
+    prompt = get_prompt("answer")
+    for render in (prompt.render, get_prompt("few_shot").render):
+        question = "Tom has 3 apples and buys 4 more. How many apples has he?"
+        greedy = {"temperature": 0.0, "max_new_tokens": 24}
+        whole = sample(engine, 0, prompt=render(question), **greedy)[0]
+        begun = " ".join(whole.split(" ")[:4])  # a word's token begins with its space
+        rest = sample(engine, 0, prompt=render(question, begun), **greedy)[0]
+        assert 0 < len(begun) < len(whole) and (begun + rest).startswith(whole)
+
+
 def test_mixed_prompts_and_lengths_come_back_in_order(engine: VllmEngine) -> None:
     lengths = [3, 1, 4, 2]
     prompts = [CHAT, "one, two,", CHAT, "a b c d"]

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.models import ChatTokenizer
+from tt_reasoning.prompts import get_prompt
 
 CHATS = [
     [{"role": "user", "content": "What is 2 + 2?"}],
@@ -40,6 +41,16 @@ def test_chats_equal_transformers_on_smollm2(smollm2: Path, chat: list, add_gene
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
     if not add_generation_prompt:
         assert ours.tokenize_messages(chat)[0] == theirs.apply_chat_template(chat, return_dict=False)
+
+
+def test_a_begun_answer_stands_behind_the_chat_as_it_is_whatever_the_template_does_with_answers(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(template.read_text().replace("message['content']", "message['content'] | trim"))
+    tokenizer, begun = ChatTokenizer(tmp_path), " 3 + 4 = 7\n"
+    chat = get_prompt("answer").render("3 + 4?")
+    continued = get_prompt("answer").render("3 + 4?", begun)
+    assert tokenizer.encode_prompt(continued) == tokenizer.encode_prompt(chat) + tokenizer.encode(begun)
 
 
 def test_special_tokens_are_those_of_transformers_on_smollm2(smollm2: Path) -> None:
