@@ -11,7 +11,8 @@ finished folder is a folder of steps. No torch here.
 
 Apart from the paper and its code: equal answers of a problem are labelled once, and a prefix that several answers
 share is rolled out once; what cannot be judged is left out of the share, not counted as wrong; for the hard estimate
-no more rollouts are asked for from a prefix once one is right, which changes no label.
+no more rollouts are asked for from a prefix once one is right, which changes no label (but for the few tokens by which
+vLLM depends on what is asked beside).
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ def draw_rollouts(
                 _chunk_ends(asked, chunk_size), show, ROLLOUTS,
                 render=lambda problem: prompt.render(problem.question, plan.prefixes[problem.id].text),
             )  # fmt: skip
-        if counts.missing > counts.failed["too_long"] or counts.missing and not counts.resumed + counts.written:
+        if counts.missing > counts.failed["too_long"] or (counts.missing and not counts.resumed + counts.written):
             check_complete(counts)
         written += counts.written
         grade_rollouts(plan, prompt.prefill, grader, folder)
