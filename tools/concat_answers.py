@@ -154,9 +154,8 @@ def is_finished(out: Path) -> bool:
 
 def remove_remains(out: Path) -> None:
     """Delete the half-written files of a run that was killed."""
-    for path in (*out.glob(".*.tmp"), out / _BUILT):
-        if path.is_file():
-            path.unlink()
+    store.remove_temporaries(out)
+    (out / _BUILT).unlink(missing_ok=True)
 
 
 def identify(args: Arguments, excluded: dict[Path, set[str]]) -> dict[str, Any]:

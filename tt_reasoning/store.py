@@ -196,17 +196,30 @@ def write_records(path: str | Path, records: Iterable[Any]) -> int:
 
 def write_lines(path: str | Path, lines: Iterable[bytes]) -> int:
     """Write a whole file of lines, given without their newlines, atomically, in flat memory. Returns how many."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    with temporary.open("wb") as file:
+    with open_atomic(path) as file:
         for line in lines:
             file.write(line + b"\n")
             count += 1
+    return count
+
+
+@contextlib.contextmanager
+def open_atomic(path: str | Path) -> Iterator[typing.BinaryIO]:
+    """A temporary beside a file, to write to; synced and renamed over the file when the block ends without an error."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    return count
+
+
+def remove_temporaries(folder: str | Path) -> None:
+    """Delete what a killed writer left half-written in a folder that is locked."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink()
 
 
 def sync_folder(folder: str | Path) -> None:
