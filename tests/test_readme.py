@@ -56,7 +56,8 @@ def mistake_in(script: str, words: list[str]) -> str | None:
     shortened = "..." in words
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            tyro.cli(arguments, args=["--help"] if shortened else words, use_underscores=False)
+            subcommand = words[:1] if words and words[0].isalnum() else []
+            tyro.cli(arguments, args=[*subcommand, "--help"] if shortened else words, use_underscores=False)
             return None
         except SystemExit as end:
             if not shortened:

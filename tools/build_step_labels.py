@@ -1,16 +1,22 @@
-"""Label the steps of solutions, for step judges to learn from. shepherd: by rollouts from each step, as Math-Shepherd
-(arXiv 2312.08935) does. docs/step_labels.md says how every label is made.
+"""Label the steps of solutions, for step judges to learn from: by the human ratings of PRM800K, or by rollouts from
+each step, as Math-Shepherd (arXiv 2312.08935) does. docs/step_labels.md says how every label is made.
 
+Writes a folder of steps: problems.jsonl, answers.jsonl, steps.jsonl (offsets into an answer's text, a rating or none)
+and stats.json, which counts what was left out. After a kill the same command ends with the same files.
+
+Example: python tools/build_step_labels.py prm800k --data-files data/phase1_train.jsonl data/phase2_train.jsonl
+    --mode candidates --out steps/prm800k
 Example: python tools/build_step_labels.py shepherd --answers answers/demo --model models/smollm2-135m --out steps/demo
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -27,6 +33,7 @@ from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, begun_chunk_size
 from tt_reasoning.grading import Grader
+from tt_reasoning.prm800k import Mode, Rules, Split, build_labels
 from tt_reasoning.prompts import Prompt, get_prompt, load_prompt
 from tt_reasoning.shepherd import draw_rollouts, plan_prefixes, write_labels
 from tt_reasoning.steps import STEPS, Estimate, SplitStyle
@@ -35,6 +42,25 @@ from tt_reasoning.tool import run_tool
 from tt_reasoning.types import Sampling
 
 _MUCH = 0.1  # of the rollouts cut: then a warning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prm800k:
+    """Labels by humans: the files of PRM800K as they are published."""
+
+    data_files: tuple[Path, ...]
+    """phase1_train.jsonl, phase2_train.jsonl or both; .jsonl.gz too"""
+    out: Path
+    """folder for the steps"""
+    mode: Mode = "candidates"
+    """candidates: the path of a solution, and each other candidate behind the path so far, every label once;
+    single-path: the path up to its first -1; product: all combinations of candidates, each up to its first -1"""
+    split: Split = "train"
+    """what the problems are called; test for the published test files, whose problems are not to be trained on"""
+    max_generation: int | None = None
+    """only what phase 2 collected up to this generation; phase 1 has none and stays"""
+    max_paths: int = 256
+    """most paths of one solution in a product; of more, so many are taken, evenly spaced"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +99,6 @@ class Shepherd:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prm800k:
-    """Labels by humans: the files of PRM800K as they are published."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Arguments:
     labels: Annotated[
         Annotated[Prm800k, tyro.conf.subcommand("prm800k")] | Annotated[Shepherd, tyro.conf.subcommand("shepherd")],
@@ -86,7 +107,47 @@ class Arguments:
 
 
 def main(args: Arguments) -> str:
-    return run_shepherd(args.labels)
+    return run_prm800k(args.labels) if isinstance(args.labels, Prm800k) else run_shepherd(args.labels)
+
+
+def run_prm800k(args: Prm800k) -> str:
+    if not args.data_files:
+        raise UserError("--data-files: name at least one file of PRM800K, such as phase2_train.jsonl")
+    if args.max_paths < 1:
+        raise UserError(f"--max-paths {args.max_paths}: give at least 1")
+    rules = Rules(
+        mode=args.mode, split=args.split, max_generation=args.max_generation, max_paths=args.max_paths
+    )
+    stats, was_finished = build_labels(args.data_files, rules, args.out)
+    return _summarise_ratings(stats, args.out, was_finished)
+
+
+def _summarise_ratings(stats: Mapping[str, Any], out: Path, was_finished: bool) -> str:
+    """What was written, and every count of what was not."""
+    state = "was finished before, nothing done" if was_finished else "is finished"
+    lines = [
+        f"{out} {state}: {stats['num_answers']:,} answers to {stats['num_problems']:,} problems, from "
+        f"{stats['num_rows_used']:,} of {stats['num_rows']:,} rows; {stats['num_steps']:,} steps, labelled "
+        f"{_spell(stats['labels'])}",
+        f"rows left out: {_spell(stats['left_out'])}",
+        f"ratings read: {stats['ratings_read']:,}, of them repeated {stats['ratings_repeated']:,}, behind a step "
+        f"rated -1 {stats['ratings_behind_error']:,}; without a rating: {_spell(stats['without_rating'])}",
+    ]
+    for name, meaning in (
+        ("ratings_disputed", "candidates rated differently in several rows, of which the lower rating holds"),
+        ("steps_lost", "steps without text, or behind one without"),
+        ("references_differ", "problems with another reference answer in a later row; the first holds"),
+        ("paths_repeated", "paths left out that an earlier one repeats"),
+        ("paths_unrated", "paths left out without a rating"),
+        ("paths_over_limit", "paths left out beyond --max-paths of their row"),
+    ):
+        if stats[name]:
+            lines.append(f"{meaning}: {stats[name]:,}")
+    return "\n".join(lines)
+
+
+def _spell(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
 
 
 # What labels depend on, beside the answers, the prompt, the grading, the size of a chunk and the engine's own.

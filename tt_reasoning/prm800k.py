@@ -412,7 +412,7 @@ def build_labels(files: Sequence[Path], rules: Rules, folder: Path) -> tuple[dic
         reasons = ", ".join(f"{reason} {count}" for reason, count in survey.left_out.items())
         files_named = ", ".join(map(str, files))
         raise UserError(f"{files_named}: no rated step in {survey.counts['rows']} rows ({reasons or 'none'})")
-    with store.open_run(folder, "build_step_labels", identify(files, rules)):
+    with store.open_run(folder, "build_step_labels prm800k", identify(files, rules)):
         if not is_finished:
             store.remove_temporaries(folder)
             read = _describe(survey)
@@ -427,7 +427,7 @@ def identify(files: Sequence[Path], rules: Rules) -> dict[str, Any]:
     for path in files:
         with path.open("rb") as file:
             digests.append(f"{path.name}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
-    arguments = {"labels": "prm800k", "data_files": digests, **asdict(rules)}
+    arguments = {"data_files": digests, **asdict(rules)}
     if rules.mode != "product":
         del arguments["max_paths"]
     return arguments
