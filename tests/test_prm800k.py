@@ -168,8 +168,8 @@ def test_blank_candidates_are_no_steps_and_what_stands_behind_a_blank_step_is_co
         row(step(("  ", -1), ("\n a ", 1), chosen=None, human=" "), step((" ", 1), ("b", 1)), step(("c", 1))),
         row(step(("x", 1)), step(chosen=None), problem="P?"),
     )
-    stats_of = {name: stats[name] for name in ("steps_lost", "num_answers", "labels")}
-    assert stats_of == {"steps_lost": 3, "num_answers": 2, "labels": {"-1": 0, "0": 0, "1": 2}}
+    # Lost: the first one, blank; both at the step whose chosen one is blank; and the one behind.
+    assert (stats["ratings_read"], stats["ratings_lost"], stats["num_answers"]) == (2, 4, 2)
     assert found == [[("a", 1)], [("x", 1)]]
 
 

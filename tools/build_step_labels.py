@@ -135,7 +135,7 @@ def _summarise_ratings(stats: Mapping[str, Any], out: Path, was_finished: bool) 
     ]
     for name, meaning in (
         ("ratings_disputed", "candidates rated differently in several rows, of which the lower rating holds"),
-        ("steps_lost", "steps without text, or behind one without"),
+        ("ratings_lost", "further ratings, of blank texts or behind a step without text"),
         ("references_differ", "problems with another reference answer in a later row; the first holds"),
         ("paths_repeated", "paths left out that an earlier one repeats"),
         ("paths_unrated", "paths left out without a rating"),

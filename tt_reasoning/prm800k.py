@@ -91,7 +91,7 @@ class LabelledStep(NamedTuple):
 class Solution(NamedTuple):
     """A row: the steps as far as its path goes, or why it is left out (then without steps).
 
-    ``num_lost`` steps have no text, or stand behind one that has none, and cannot be used.
+    ``num_lost`` ratings are of a blank text, or stand at or behind a step in which the path finds no text.
     """
 
     problem: Problem
@@ -200,7 +200,9 @@ def parse_row(row: Any, rules: Rules) -> Solution:
             steps.append(step)
     if all(option.rating is None for step in steps for option in step.options):
         return Solution(problem, left_out="unrated")
-    return Solution(problem, tuple(steps), num_lost=len(rows) - len(steps))
+    num_rated = sum(part["rating"] is not None for step_row in rows for part in step_row["completions"] or ())
+    num_kept = sum(option.rating is not None for step in steps for option in step.options)
+    return Solution(problem, tuple(steps), num_lost=num_rated - num_kept)
 
 
 def _find_reason(row: dict[str, Any], finish: str, rules: Rules) -> LeftOut | None:
@@ -269,7 +271,7 @@ def _extend(key: bytes, text: str) -> bytes:
 
 
 def survey_labels(solutions: Iterable[Solution]) -> Survey:
-    """Collect the labels of all rows, some 250 bytes each."""
+    """Collect the labels of all rows, some 200 bytes each."""
     survey = Survey()
     for solution in solutions:
         survey.counts["rows"] += 1
@@ -282,7 +284,7 @@ def survey_labels(solutions: Iterable[Solution]) -> Survey:
 
 def _count_labels(solution: Solution, survey: Survey) -> None:
     counts, ratings = survey.counts, survey.ratings
-    counts["steps_lost"] += solution.num_lost
+    counts["lost"] += solution.num_lost
     behind_error = False
     for step, keys in zip(solution.steps, locate(solution), strict=True):
         survey.on_path.add(keys[step.taken])
@@ -444,7 +446,7 @@ def _describe(survey: Survey) -> dict[str, Any]:
         "ratings_disputed": len(survey.disputed),
         "ratings_behind_error": counts["behind_error"],
         "without_rating": {"candidates": counts["unrated"], "human_written": counts["by_human"]},
-        "steps_lost": counts["steps_lost"],
+        "ratings_lost": counts["lost"],
     }
 
 
