@@ -20,7 +20,7 @@ from tt_reasoning.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-STOCK_RECIPES = {"full_finetune_distributed"}
+STOCK_RECIPES = {"full_finetune_distributed", "full_finetune_single_device"}
 
 
 def header_commands(file: Path) -> list[list[str]]:
@@ -51,7 +51,7 @@ def example_of(file: Path, folder: Path) -> DictConfig:
 
 
 def test_the_promised_configs_are_there() -> None:
-    promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu"}
+    promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu"}
     assert promised <= {file.stem for file in CONFIGS}
 
 

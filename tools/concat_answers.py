@@ -37,6 +37,7 @@ from tt_reasoning.answer_sets.building import (
     build_on_cluster,
     pool_answers,
     read_problem_ids,
+    refuse_excluded,
     require_pool_samples,
 )
 from tt_reasoning.answer_sets.statistics import Limits, choose_surplus, summarise
@@ -190,13 +191,8 @@ def open_pool(args: Arguments, excluded: dict[Path, set[str]]) -> AnswerPool:
         require_verdicts(folder)
     pool = pool_answers(folders, mix_splits=args.mix_splits)
     require_pool_samples(pool, least_and_most(args))
-    for path, ids in excluded.items():
-        shared = {name for folder in folders for name in folder.rows if name in ids}
-        if shared and not args.drop_excluded:
-            raise UserError(
-                f"{len(shared)} of the problems with answers are in {path} too, such as {min(shared)}; "
-                "pass --drop-excluded to leave them out"
-            )
+    if not args.drop_excluded:
+        refuse_excluded({name for folder in folders for name in folder.rows}, excluded)
     return pool
 
 

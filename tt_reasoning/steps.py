@@ -62,6 +62,15 @@ def split_steps(text: str, style: SplitStyle = "auto") -> list[Span]:
     return spans
 
 
+def states_result(text: str) -> bool:
+    """Whether the last line begins by stating the result, as ``split_steps`` reads it.
+
+    >>> states_result("3 + 4 = 7\\nThe answer is: 7"), states_result("3 + 4 = 7"), states_result("")
+    (True, False, False)
+    """
+    return _STATED.match(text.rstrip().rpartition("\n")[2]) is not None
+
+
 def _split(text: str, style: SplitStyle) -> list[Span]:
     if style == "marks":
         starts = [match.start() for match in _MARK.finditer(text)]

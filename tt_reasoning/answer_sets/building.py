@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,21 @@ def read_problem_ids(path: str | Path) -> set[str]:
     if not found:
         raise UserError(f"{path} holds no problems: name a folder of answers or of sets, or a problems.jsonl")
     return found
+
+
+def refuse_excluded(names: Collection[str], excluded: Mapping[Path, set[str]]) -> None:
+    """Raise UserError when problems that are to be used are among held-out ones.
+
+    Args:
+        names: the ids of the problems that are to be used.
+        excluded: of each file or folder of ``--exclude``, the ids in it.
+    """
+    for path, ids in excluded.items():
+        if shared := ids.intersection(names):
+            raise UserError(
+                f"{len(shared)} of the problems with answers are in {path} too, such as {min(shared)}; "
+                "pass --drop-excluded to leave them out"
+            )
 
 
 class Candidate(NamedTuple):

@@ -23,7 +23,7 @@ from tt_reasoning.problems.choice import (
     truthfulqa_problem,
 )
 from tt_reasoning.problems.competitions import aime24_problem, aime25_problem, amc23_problem, olympiad_problem
-from tt_reasoning.problems.gsm8k import gsm8k_problem
+from tt_reasoning.problems.gsm8k import gsm8k_problem, gsm8k_solution
 from tt_reasoning.problems.math import math500_problem, math_problem
 from tt_reasoning.problems.quickstart import DATA, quickstart_problem
 from tt_reasoning.problems.word_problems import asdiv_problem, mawps_problem, svamp_problem
@@ -37,7 +37,8 @@ class Source:
     """A benchmark: where its rows are and how one becomes a problem.
 
     ``to_problem`` raises ValueError for a malformed row and returns None for a sound row that asks no single
-    question. ``hub`` is a dataset on the Hugging Face Hub; None means the file that ships with the package.
+    question. ``to_solution`` gives the row's own worked solution in steps, where the benchmark has any. ``hub`` is a
+    dataset on the Hugging Face Hub; None means the file that ships with the package.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     revision: str | None = None
     splits: tuple[str, ...]
     to_problem: Callable[[Row, str], Problem | None]
+    to_solution: Callable[[Row], str] | None = None
 
 
 SOURCES: dict[str, Source] = {
@@ -62,6 +64,7 @@ SOURCES: dict[str, Source] = {
             config="main",
             splits=("train", "test"),
             to_problem=gsm8k_problem,
+            to_solution=gsm8k_solution,
         ),
         Source(
             name="math",
@@ -224,6 +227,28 @@ def read_problems(
         UserError: unknown dataset or split, no such file, a malformed row (file and line are named), nothing
             left to load, or the Hub cannot be reached.
     """
+    return (problem for problem, _ in _read_rows(dataset, split, data_files, limit, start))
+
+
+def read_solutions(
+    dataset: str, split: str, *, data_files: str | None = None, limit: int | None = None, start: int = 0
+) -> Iterator[tuple[Problem, str]]:
+    """The problems of ``read_problems``, each with the benchmark's own worked solution, a line a step.
+
+    Raises:
+        UserError: as ``read_problems``, or a benchmark that has none.
+    """
+    to_solution = SOURCES[dataset].to_solution if dataset in SOURCES else None
+    if dataset in SOURCES and to_solution is None:
+        known = ", ".join(sorted(name for name, source in SOURCES.items() if source.to_solution))
+        raise UserError(f"{dataset} has no worked solutions in steps; known are those of: {known}")
+    return ((problem, to_solution(row)) for problem, row in _read_rows(dataset, split, data_files, limit, start))
+
+
+def _read_rows(
+    dataset: str, split: str, data_files: str | None, limit: int | None, start: int
+) -> Iterator[tuple[Problem, Row]]:
+    """Problems as ``read_problems`` says, each with the row that it was made of."""
     if dataset not in SOURCES:
         raise unknown_name("dataset", dataset, SOURCES)
     source = SOURCES[dataset]
@@ -258,7 +283,7 @@ def read_problems(
         else:
             seen.add(problem.id)
             if len(seen) > start:
-                yield problem
+                yield problem, row
             if limit is not None and len(seen) == start + limit:
                 break
     if repeated:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tt_reasoning.problems.rows import number_field, text_field
 from tt_reasoning.types import Problem
 
+_CALCULATION = re.compile(r"<<[^<>\n]*>>")  # the authors' mark that asks their calculator
 
 def gsm8k_problem(row: dict[str, Any], split: str) -> Problem:
     """The gold answer stands behind ``####`` at the end of the worked solution, with thousands separators.
@@ -29,3 +31,16 @@ def gsm8k_problem(row: dict[str, Any], split: str) -> Problem:
         question=text_field(row, "question"),
         reference=number_field({"answer": gold}, "answer"),
     )
+
+
+def gsm8k_solution(row: dict[str, Any]) -> str:
+    """The worked solution, a line a step, without calculator marks; the last line states the gold answer.
+
+    >>> print(gsm8k_solution({"answer": "It takes 2/2=<<2/2=1>>1 bolt of white\\nIn all 2+1=<<2+1=3>>3 bolts\\n#### 3"}))
+    It takes 2/2=1 bolt of white
+    In all 2+1=3 bolts
+    The answer is: 3
+    """
+    worked, _, gold = text_field(row, "answer").rpartition("####")
+    lines = [" ".join(line.split()) for line in _CALCULATION.sub("", worked).splitlines()]
+    return "\n".join([*filter(None, lines), f"The answer is: {number_field({'answer': gold}, 'answer')}"])
