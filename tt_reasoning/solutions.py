@@ -25,7 +25,8 @@ from tt_reasoning.types import FinishReason, Problem, Verdict, seed_of
 
 Choice = Literal["random", "shortest"]
 Rejection = Literal[
-    "excluded", "references_differ", "truncated", "unjudged", "wrong", "few_steps", "no_statement", "repeated", "surplus"
+    "excluded", "references_differ", "truncated", "unjudged", "wrong", "few_steps", "no_statement", "repeated",
+    "surplus",
 ]  # fmt: skip
 REFERENCE = "reference"  # the source of a row that no model wrote
 

@@ -36,8 +36,8 @@ def gsm8k_problem(row: dict[str, Any], split: str) -> Problem:
 def gsm8k_solution(row: dict[str, Any]) -> str:
     """The worked solution, a line a step, without calculator marks; the last line states the gold answer.
 
-    >>> print(gsm8k_solution({"answer": "It takes 2/2=<<2/2=1>>1 bolt of white\\nIn all 2+1=<<2+1=3>>3 bolts\\n#### 3"}))
-    It takes 2/2=1 bolt of white
+    >>> print(gsm8k_solution({"answer": "White takes 2/2=<<2/2=1>>1 bolt\\nIn all 2+1=<<2+1=3>>3 bolts\\n#### 3"}))
+    White takes 2/2=1 bolt
     In all 2+1=3 bolts
     The answer is: 3
     """
