@@ -51,7 +51,7 @@ def example_of(file: Path, folder: Path) -> DictConfig:
 
 
 def test_the_promised_configs_are_there() -> None:
-    promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu"}
+    promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu", "1.5B_generator_sft"}
     assert promised <= {file.stem for file in CONFIGS}
 
 

