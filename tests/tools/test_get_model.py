@@ -14,6 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny_model
+
+from tools.get_model import Arguments, main
+from tt_reasoning.errors import UserError
+from tt_reasoning.models import ChatTokenizer
 
 TOOL = Path(__file__).parents[2] / "tools" / "get_model.py"
 COMMIT = "a" * 40
@@ -178,3 +183,31 @@ def test_the_real_model_says_where_it_came_from(smollm2: Path) -> None:
     source = json.loads((smollm2 / "source.json").read_text())
     weights = hashlib.sha256((smollm2 / "model.safetensors").read_bytes()).hexdigest()
     assert source["name"] == "smollm2-135m" and source["sha256"] == {"model.safetensors": weights}
+
+
+def test_tokens_are_added_to_a_copy_of_a_folder_once_and_no_other_run_takes_it(tmp_path: Path) -> None:
+    mine, out = write_tiny_model(tmp_path / "mine"), tmp_path / "judge"
+    (mine / "training_state.pt").write_bytes(b"of a recipe")
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    tokens = ("<END_STEP>", "<POS_STEP>")
+    summary = main(Arguments(name=str(mine), out=out, add_tokens=tokens))
+    assert summary.endswith("; added <END_STEP> (259), <POS_STEP> (260)")
+    assert files(out) == {*before, "source.json"} - {"training_state.pt"}
+    assert ChatTokenizer(out).encode("4<POS_STEP>")[-1] == 260
+    source = json.loads((out / "source.json").read_text())
+    assert source["source"] == str(mine) and source["added_tokens"] == list(tokens)
+    weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    assert source["sha256"] == {"model.safetensors": weights}
+    assert "already holds" in main(Arguments(name=str(mine), out=out, add_tokens=tokens))
+    for name, more, message in [
+        (str(mine), ("<END_STEP>",), "with added tokens <END_STEP> <POS_STEP>, not <END_STEP>; name a new folder"),
+        (str(out), tokens, f"holds {mine}, not {out}; name a new folder"),
+        (str(tmp_path), tokens, r"holds no \*.safetensors file"),
+        (str(mine), (), "unknown model"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            main(Arguments(name=name, out=out, add_tokens=more))
+    with pytest.raises(UserError, match="'a' is an ordinary token"):
+        main(Arguments(name=str(mine), out=tmp_path / "new", add_tokens=("a",)))
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "judge"}
