@@ -109,7 +109,7 @@ def test_held_out_problems_are_refused_or_left_out(tmp_path: Path) -> None:
     answers = write_answers(tmp_path / "a", [[GOOD], [GOOD]])
     held_out = write_answers(tmp_path / "test", [[GOOD]], first=1)
     options = {"answers": (answers,), "out": tmp_path / "sft", "exclude": (held_out,)}
-    with pytest.raises(UserError, match=f"1 of the problems with answers are in {held_out} too, such as {problem(1).id}"):
+    with pytest.raises(UserError, match=f"1 of the problems with answers are in {held_out} too"):
         main(Arguments(**options))
     assert not (tmp_path / "sft").exists()
     main(Arguments(**options, drop_excluded=True))
