@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tt_reasoning.errors import UserError
+from tt_reasoning.grading import extract_answer
 from tt_reasoning.prompts import PROMPTS, SYSTEM_PROMPTS, get_prompt, load_prompt
+from tt_reasoning.steps import split_steps, states_result
 from tt_reasoning.store import open_run
 
 
@@ -82,3 +85,19 @@ def test_a_file_that_is_no_template_is_refused(tmp_path: Path, name: str, text: 
     if name == "a.txt" and isinstance(text, bytes):
         with pytest.raises(UserError, match=message):
             load_prompt("question", str(tmp_path / name))
+
+
+def test_the_demonstrations_in_steps_calculate_right_and_end_where_a_completion_is_stopped() -> None:
+    prompt = get_prompt("few_shot_steps")
+    assert prompt.user.endswith(get_prompt("steps").user)
+    *demonstrations, last = prompt.user.split(prompt.stop[0])
+    assert len(demonstrations) == 4 and last == get_prompt("steps").user
+    counts = []
+    for demonstration in demonstrations:
+        _, solution = demonstration.split("\nSolution:\n")
+        calculations = re.findall(r"(\d[\d */+-]*) = (\d+)", solution)
+        assert all(eval(left) == int(right) for left, right in calculations)  # what this file's authors wrote
+        assert extract_answer(solution) == calculations[-1][1] and states_result(solution)
+        assert len(calculations) == len(split_steps(solution))
+        counts.append(len(calculations))
+    assert sorted(counts) == [2, 3, 3, 4]
