@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 
+from tt_reasoning.errors import UserError
 from tt_reasoning.losses import (
     DAPOLoss,
     DrGRPOLoss,
     GRPOLoss,
     GSPOLoss,
+    JudgeSize,
     StepSize,
+    ValueLoss,
     group_advantages,
     importance_weights,
     mean_by_sample,
@@ -191,3 +194,54 @@ def test_means_are_over_the_completions_that_have_tokens() -> None:
     sample_R = torch.tensor([0, 0, 2])  # completion 1 is masked
     _, means = GRPOLoss()(logprobs_R, logprobs_R, logprobs_R + 1, torch.zeros(3), sample_R, ALONE)
     torch.testing.assert_close(means["kl"], torch.tensor(math.e - 2))
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize("kind", ["mse", "bce"])
+def test_a_verifiers_loss_is_the_mean_over_the_tokens_that_have_a_target(kind: str) -> None:
+    values_R = torch.tensor([0.0, math.log(3.0), 7.0, 2.0], requires_grad=True)
+    target_R = torch.tensor([1.0, 0.0, NAN, NAN])
+    loss, parts = ValueLoss(kind, language_model_weight=0.5)(values_R, target_R, None, JudgeSize(2, 0))
+    # mse: (0 - 1)^2, (ln 3)^2; bce: -ln 0.5, -ln(1 - 3/4)
+    errors = {"mse": (1.0, math.log(3.0) ** 2), "bce": (math.log(2.0), math.log(4.0))}[kind]
+    torch.testing.assert_close(loss.detach(), torch.tensor(sum(errors) / 2))
+    assert parts["value_loss"] == loss and parts["language_model_loss"] == 0
+    loss.backward()
+    gradient = {"mse": (2 * (0 - 1) / 2, 2 * math.log(3.0) / 2), "bce": ((0.5 - 1) / 2, 0.75 / 2)}[kind]
+    torch.testing.assert_close(values_R.grad, torch.tensor([*gradient, 0.0, 0.0]))
+
+
+def test_a_verifiers_words_are_a_mean_of_their_own() -> None:
+    values_R, target_R = torch.tensor([0.5, 0.5]), torch.tensor([1.0, NAN])
+    logprobs_N = torch.tensor([-1.0, -2.0, -6.0], requires_grad=True)
+    loss, parts = ValueLoss("mse", language_model_weight=2.0)(values_R, target_R, logprobs_N, JudgeSize(1, 3))
+    assert parts["language_model_loss"] == 3 and parts["value_loss"] == 0.25 and loss == 6.25
+    loss.backward()
+    torch.testing.assert_close(logprobs_N.grad, torch.full((3,), -2 / 3))
+
+
+@pytest.mark.parametrize("kind", ["mse", "bce"])
+def test_a_verifiers_loss_is_the_sum_over_the_rows_of_the_step(kind: str) -> None:
+    values_R, target_R = torch.tensor([0.3, -1.0, 2.0, 0.7]), torch.tensor([1.0, NAN, 0.0, 1.0])
+    logprobs_R, size = torch.tensor([-1.0, -2.0, -0.5, -4.0]), JudgeSize(3, 4)
+    whole, _ = ValueLoss(kind)(values_R, target_R, logprobs_R, size)
+    parts = [ValueLoss(kind)(values_R[s], target_R[s], logprobs_R[s], size)[0] for s in (slice(1), slice(1, 4))]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_a_row_without_targets_and_words_has_a_gradient_of_zero() -> None:
+    values_R, logprobs_N = torch.tensor([0.3], requires_grad=True), torch.zeros(0, requires_grad=True)
+    loss, _ = ValueLoss()(values_R, torch.tensor([NAN]), logprobs_N, JudgeSize(5, 0))
+    loss.backward()
+    assert loss == 0 and values_R.grad.tolist() == [0.0] and logprobs_N.grad.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"kind": "bse"}, "value of config key loss.kind 'bse'"), ({"language_model_weight": -1}, "-1 is below 0")],
+)
+def test_a_verifiers_loss_that_there_is_not_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ValueLoss(**arguments)

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: a Hugging Face folder a step, with the state to go on from it.
 
 ``OUTPUT/step_N/`` is what vLLM, transformers and ``evaluate`` load as it is (LoRA merged; the adapter alone is in
-``step_N/adapter`` as PEFT loads it); ``training_state.pt`` in it holds the optimizer for an exact resume. A folder
+``step_N/adapter`` as PEFT loads it, a value head in ``step_N/value_head``); ``training_state.pt`` in it holds the
+optimizer for an exact resume. A folder
 is written under another name and renamed at the end. One that was damaged later, by a full disk or a copy cut
 short, is set aside as ``step_N.damaged``, and the one before it is gone on from.
 """
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tt_reasoning.aggregation import CARD
 from tt_reasoning.errors import UserError
 from tt_reasoning.lora import adapter_names, is_lora, save_adapter
+from tt_reasoning.models.value_head import head_names, save_head
 from tt_reasoning.models.weights import StateDict, load_weights, save_weights
 from tt_reasoning.store import sync_folder, write_json
 from tt_reasoning.training import (
@@ -33,6 +35,7 @@ from tt_reasoning.training import (
     from_main,
     full_model_state,
     full_optimizer_state,
+    head_state,
     load_model_state,
     load_optimizer_state,
     run_on_main,
@@ -77,6 +80,7 @@ def save_checkpoint(
     folder = output / f"step_{step}"
     weights, optimizer_state = full_model_state(model), full_optimizer_state(model, optimizer)
     adapters = adapter_state(model) if is_lora(model) else None
+    head = head_state(model)
     if process.is_main:
         temporary = output / f".step_{step}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -84,6 +88,8 @@ def save_checkpoint(
         save_weights(weights, source, temporary)
         if adapters is not None:
             save_adapter(adapters, model, source, temporary / ADAPTER)
+        if head:
+            save_head(head, model, temporary)
         for name in _COPIED:
             if (Path(source) / name).exists():
                 shutil.copy(Path(source) / name, temporary / name)
@@ -92,6 +98,7 @@ def save_checkpoint(
             "step": step,
             "optimizer": optimizer_state,
             "adapters": adapters,
+            "value_head": head,
             "scheduler": scheduler.state_dict() if scheduler else None,
             "state": state or {},
         }
@@ -196,7 +203,7 @@ def resume_from(
     base weights it has from the checkpoint that the run began with.
 
     Raises:
-        UserError: a checkpoint whose adapters are not this model's.
+        UserError: a checkpoint whose adapters or value head are not this model's.
     """
     folder, names = output / f"step_{step}", adapter_names(model)
     weights: StateDict = {}
@@ -208,6 +215,10 @@ def resume_from(
         if sorted(adapters) != sorted(names):
             raise UserError(f"{folder}: its LoRA adapters are not those of the config's model; set another output_dir")
         weights.update(adapters or load_weights(folder))
+        head = saved.get("value_head", {})
+        if sorted(head) != sorted(head_names(model)):
+            raise UserError(f"{folder}: its value head is not that of the config's model; set another output_dir")
+        weights.update(head)
 
     run_on_main(process, read)
     load_model_state(model, weights, strict=not names)

@@ -21,6 +21,7 @@ from torchtune import config
 from torchtune.training import DummyProfiler
 
 from tt_reasoning.errors import UserError
+from tt_reasoning.models.value_head import head_names
 from tt_reasoning.store import open_run, read_rows, write_records
 from tt_reasoning.training import Process, clip_gradients, run_on_main, wait_for_main
 from tt_reasoning.types import seed_of
@@ -91,9 +92,20 @@ def build_main_logger(cfg: DictConfig, process: Process) -> Any:
     return loggers[0] if process.is_main else None
 
 
-def build_optimizer(cfg: DictConfig, model: nn.Module, num_steps: int) -> tuple[Optimizer, LRScheduler | None]:
-    """``cfg.optimizer`` over what is trained, with ``cfg.lr_scheduler`` if there is one."""
-    optimizer = config.instantiate(cfg.optimizer, [p for p in model.parameters() if p.requires_grad])
+def build_optimizer(
+    cfg: DictConfig, model: nn.Module, num_steps: int, *, head_lr: float | None = None
+) -> tuple[Optimizer, LRScheduler | None]:
+    """``cfg.optimizer`` over what is trained, with ``cfg.lr_scheduler`` if there is one.
+
+    Args:
+        head_lr: learning rate of the model's value head, scheduled alike; the optimizer's own unless given.
+    """
+    trained, head = {n: p for n, p in model.named_parameters() if p.requires_grad}, {*head_names(model)}
+    groups: list[Any] = [*trained.values()]
+    if head_lr is not None:
+        groups = [{"params": [p for n, p in trained.items() if n not in head]}]
+        groups.append({"params": [p for n, p in trained.items() if n in head], "lr": head_lr})
+    optimizer = config.instantiate(cfg.optimizer, groups)
     if cfg.get("lr_scheduler") is None:
         return optimizer, None
     scheduler = config.instantiate(cfg.lr_scheduler, optimizer, num_training_steps=num_steps, last_epoch=-1)
@@ -117,6 +129,16 @@ def draw_places(position: int, count: int, num_examples: int, seed: int, process
         generator = torch.Generator().manual_seed(seed_of(seed, epoch))
         orders[epoch] = torch.randperm(num_examples, generator=generator).tolist()
     return [(place, orders[place // num_examples][place % num_examples]) for place in places]
+
+
+def share_places(count: int, process: Process) -> list[int]:
+    """Which of ``count`` things this process looks at: every process as many, so the last ones may do some again.
+
+    >>> [share_places(3, Process(rank, 2, torch.device("cpu"))) for rank in (0, 1)]
+    [[0, 2], [1, 0]]
+    """
+    whole = math.ceil(count / process.world_size) * process.world_size
+    return [place % count for place in range(process.rank, whole, process.world_size)]
 
 
 def take_step(

@@ -1,4 +1,4 @@
-"""Losses as pure tensors, for YAML's ``loss``: policy gradients (GRPO, Dr. GRPO, DAPO, GSPO) and judges' labels.
+"""Losses as pure tensors, for YAML's ``loss``: policy gradients (GRPO, Dr. GRPO, DAPO, GSPO), judges' labels, values.
 
 A loss is called once a row (one or more groups) and returns the row's share of the step's loss, so that a step's
 loss is the sum over its rows. What it needs to know of the others is in ``StepSize`` (``JudgeSize``). A policy loss
@@ -10,12 +10,13 @@ steps of the row.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from tt_reasoning.errors import UserError
+from tt_reasoning.errors import UserError, unknown_name
 
 Means = dict[str, Tensor]
 
@@ -304,3 +305,58 @@ class StepLabelLoss:
             language = -(logprobs_R * trained_R).sum() / size.num_tokens
         means = {"label_loss": label.detach(), "language_model_loss": language.detach()}
         return label + self.language_model_weight * language, means
+
+
+class ValueLoss:
+    """A token-level verifier's (Cobbe et al., arXiv 2110.14168, section 4.2 and appendix E): values, and language.
+
+    The mean over all value tokens of the step of ``(v - y)**2`` (``mse``) or of the cross-entropy of ``sigmoid(v)``
+    (``bce``), and ``language_model_weight`` times the mean of ``-logprob`` over the step's learned tokens. Each mean is
+    over the tokens of the whole step, so a long answer weighs more than a short one, as it does in the paper, and
+    neither rows nor processes change anything.
+
+    Args:
+        kind: ``bce`` makes values logits (``squash``); the paper trained with ``mse`` and found both alike.
+        language_model_weight: 0 leaves the language model out, and its logits uncomputed.
+
+    Example (YAML):
+        ``loss: {_component_: tt_reasoning.losses.ValueLoss, kind: bce}``
+
+    >>> target_R = torch.tensor([1.0, float("nan")])
+    >>> ValueLoss("mse")(torch.tensor([0.5, 3.0]), target_R, None, JudgeSize(1, 0))[0].item()
+    0.25
+    """
+
+    def __init__(self, kind: Literal["mse", "bce"] = "bce", language_model_weight: float = 1.0) -> None:
+        if kind not in ("mse", "bce"):
+            raise unknown_name("value of config key loss.kind", kind, ("mse", "bce"))
+        if language_model_weight < 0:
+            raise UserError(f"config key loss.language_model_weight: {language_model_weight} is below 0")
+        self.kind, self.language_model_weight = kind, language_model_weight
+
+    @property
+    def squash(self) -> bool:
+        """Whether a value is a logit, and its sigmoid the score."""
+        return self.kind == "bce"
+
+    @property
+    def meaning(self) -> str:
+        """What a value says, for the checkpoint."""
+        return f"{'logit of: ' if self.squash else ''}the answer is correct"
+
+    def __call__(
+        self, values_R: Tensor, target_R: Tensor, logprobs_N: Tensor | None, size: JudgeSize
+    ) -> tuple[Tensor, Means]:
+        """A row's share of the step's loss, and of its two parts, detached.
+
+        Args:
+            target_R: in [0, 1]; NaN where the value is not trained.
+            logprobs_N: of the tokens that the language model learns; None with ``language_model_weight=0``.
+            size: its weight is the number of tokens with a target.
+        """
+        known_R = ~target_R.isnan()
+        error = F.binary_cross_entropy_with_logits if self.squash else F.mse_loss
+        value = error(values_R[known_R], target_R[known_R], reduction="sum") / max(size.weight, 1)
+        language = values_R.new_zeros(()) if logprobs_N is None else -logprobs_N.sum() / max(size.num_tokens, 1)
+        parts = {"value_loss": value.detach(), "language_model_loss": language.detach()}
+        return value + self.language_model_weight * language, parts

@@ -149,13 +149,29 @@ def completion_logprobs(
         chunk: completion tokens whose logits are held at a time.
     """
 
+    def read(hidden_1TD: Tensor) -> Tensor:
+        return token_logprobs(model, hidden_1TD[0], row.read_R, row.target_R, temperature=temperature, chunk=chunk)
+
+    return run_row(model, row, read)
+
+
+def token_logprobs(
+    model: TransformerDecoder,
+    hidden_TD: Tensor,
+    read_N: Tensor,
+    target_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 256,
+) -> Tensor:
+    """Log-probabilities of N tokens at N places of a row, from its hidden states before the final norm.
+
+    For what ``run_row`` reads. Logits exist for ``chunk`` tokens at a time; backward recomputes them.
+    """
+
     def read_chunk(hidden_CD: Tensor, target_C: Tensor) -> Tensor:
         logits_CV = model.output(hidden_CD).float() / (temperature or 1.0)
         return -F.cross_entropy(logits_CV, target_C, reduction="none")
 
-    def read(hidden_1TD: Tensor) -> Tensor:
-        hidden_RD = model.norm(hidden_1TD[0, row.read_R])
-        parts = zip(hidden_RD.split(chunk), row.target_R.split(chunk), strict=True)
-        return torch.cat([checkpoint(read_chunk, *part, use_reentrant=False) for part in parts])
-
-    return run_row(model, row, read)
+    parts = zip(model.norm(hidden_TD[read_N]).split(chunk), target_N.split(chunk), strict=True)
+    return torch.cat([checkpoint(read_chunk, *part, use_reentrant=False) for part in parts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ from torchtune.training import get_shard_conditions, is_distributed, set_activat
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.lora import adapter_names, check_lora, fresh_adapters, lora_layers, merged
+from tt_reasoning.models.value_head import BuildHead, attach_head, fresh_head, head_names, load_head
 from tt_reasoning.models.weights import StateDict, check_shapes, load_weights
 
 T = TypeVar("T")
@@ -135,24 +136,31 @@ def build_model(
     activation_checkpointing: bool = False,
     seed: int = 0,
     mixed: bool = False,
+    value_head: BuildHead | None = None,
 ) -> TransformerDecoder:
     """Build a decoder, load a Hugging Face folder's weights into it, shard it over the processes.
 
     It is built without memory first, so that the shapes are checked before anything is allocated; only
-    the main process reads the weights. Where the config places LoRA adapters, they alone are trained.
+    the main process reads the weights. Where the config places LoRA adapters, they alone are trained, and
+    the value head.
 
     Args:
         seed: LoRA adapters begin the same for the same seed, on any number of processes.
         mixed: for ``bf16_mixed`` (with dtype fp32). What is not trained is held in bf16, as nothing is ever
             added to it, and a sharded model gathers its weights in bf16 and sums its gradients in fp32.
             Without it ``arithmetic`` alone does, at the memory and the traffic of fp32.
+        value_head: builds the model's value head, such as ``partial(ValueHead, meaning="...")`` (fp32 in any
+            dtype); its weights are those of ``checkpoint/value_head``, or fresh ones where there are none.
 
     Raises:
-        UserError: weights of another size than the model's, LoRA that cannot be trained (``check_lora``).
+        UserError: weights of another size than the model's, LoRA that cannot be trained (``check_lora``), a value
+            head of another size or meaning.
     """
     try:
         with torch.device("meta"):
             model = config.instantiate(model_cfg).to(dtype)
+            if value_head is not None:
+                attach_head(model, value_head)
     except UserError:
         raise
     except ValueError as error:  # torchtune's builders refuse LoRA on no module, or on tied output weights
@@ -164,12 +172,14 @@ def build_model(
         weights.update(load_weights(checkpoint))
         check_shapes(model, weights, checkpoint)
         weights.update(fresh_adapters(model, seed))
+        if head:
+            weights.update(load_head(model, checkpoint) or fresh_head(model))
 
+    adapters, head = adapter_names(model), head_names(model)
     run_on_main(process, read)
-    adapters = adapter_names(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable and (not adapters or name in adapters))
-        if mixed and not parameter.requires_grad:
+        parameter.requires_grad_(trainable and (not adapters or name in adapters or name in head))
+        if mixed and not parameter.requires_grad and name not in head:
             parameter.data = parameter.data.to(torch.bfloat16)
     _share_rope(model)
     if activation_checkpointing:
@@ -202,6 +212,8 @@ def _shard(model: nn.Module, mixed: bool) -> None:
     for name, module in reversed(list(model.named_modules())):
         if get_shard_conditions(name, module):
             fully_shard(module, reshard_after_forward=True, mp_policy=policy)
+    if head_names(model):
+        fully_shard(model.value_head)  # apart from the output layer, as it stays in fp32
     fully_shard(model, reshard_after_forward=True, mp_policy=policy)
 
 
@@ -216,9 +228,9 @@ def load_model_state(model: nn.Module, weights: StateDict, *, strict: bool = Tru
 
 
 def full_model_state(model: nn.Module) -> StateDict:
-    """The weights as they are used, whole, LoRA merged, on the CPU of the main process; empty on the others.
+    """The weights as they are used, whole, LoRA merged, without the value head, on the CPU of the main process.
 
-    Every process must call it. Names and sharing of memory are those of ``deployable_state``.
+    Empty on the others. Every process must call it. Names and sharing of memory are those of ``deployable_state``.
     """
     return _gather_weights(model, keep=not dist.is_initialized() or dist.get_rank() == 0)
 
@@ -236,16 +248,26 @@ def deployable_state(model: nn.Module, process: Process) -> StateDict:
 
 def adapter_state(model: nn.Module) -> StateDict:
     """A and B of every LoRA layer, whole, on the CPU of the main process. Every process must call it."""
+    return _gather_named(model, adapter_names(model))
+
+
+def head_state(model: nn.Module) -> StateDict:
+    """The value head, whole, on the CPU of the main process. Every process must call it."""
+    return _gather_named(model, head_names(model))
+
+
+def _gather_named(model: nn.Module, names: Sequence[str]) -> StateDict:
     keep, held = not dist.is_initialized() or dist.get_rank() == 0, model.state_dict()
-    whole = ((name, _whole(held[name])) for name in adapter_names(model))
+    whole = ((name, _whole(held[name])) for name in names)
     return {name: tensor.cpu() for name, tensor in whole if keep}
 
 
 @torch.no_grad()
 def _gather_weights(model: nn.Module, *, keep: bool) -> StateDict:
-    layers, adapters, held = lora_layers(model), {*adapter_names(model)}, model.state_dict()
+    layers, held = lora_layers(model), model.state_dict()
+    added = {*adapter_names(model), *head_names(model)}
     weights: StateDict = {}
-    for name in (name for name in held if name not in adapters):
+    for name in (name for name in held if name not in added):
         tensor = _whole(held[name])
         if (layer := layers.get(layer_name := name.removesuffix(".weight"))) is not None:
             a_RI, b_OR = (_whole(held[f"{layer_name}.{part}.weight"]) for part in ("lora_a", "lora_b"))

@@ -14,6 +14,7 @@ from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune, qwen2_tune
 from torchtune.modules.peft import get_adapter_params
 
 from tt_reasoning.errors import UserError
+from tt_reasoning.models.value_head import head_names
 
 StateDict = dict[str, torch.Tensor]
 TO_HF = {"llama": tune_to_hf, "qwen2": qwen2_tune_to_hf}
@@ -70,13 +71,13 @@ def load_weights(path: str | Path) -> StateDict:
 
 
 def check_shapes(model: torch.nn.Module, weights: StateDict, path: str | Path) -> None:
-    """Refuse weights of another size before they are loaded; LoRA adapters are none of a checkpoint's weights.
+    """Refuse weights of another size before they are loaded; neither LoRA adapters nor a value head are among them.
 
     Raises:
         UserError: names the first tensor that is missing, left over, or of another shape.
     """
-    adapters = get_adapter_params(model)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in adapters}
+    added = {*get_adapter_params(model), *head_names(model)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in added}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):

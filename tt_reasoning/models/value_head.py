@@ -1,0 +1,139 @@
+"""A head of a few numbers beside the output layer of a torchtune decoder: a verifier's value of every token.
+
+It is read from the same pass as the logits. It is no part of a Hugging Face model, so a checkpoint holds it in a folder
+of its own, ``value_head/``, which no loader of the model looks into.
+
+Shapes: D model width, A values of the head.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tt_reasoning.errors import UserError
+from tt_reasoning.store import write_json
+
+StateDict = dict[str, Tensor]
+NAME = "value_head"  # of the module in its model, and of the folder in a checkpoint
+_WEIGHTS, _CARD = "model.safetensors", "value_head.json"
+
+
+class ValueHead(nn.Module):
+    """``gain * (w h) + bias`` of a hidden state, gain and bias learned (Cobbe et al., arXiv 2110.14168, appendix E).
+
+    There the product is the logit of a token that the vocabulary keeps free; here ``w`` is the head's own, so that no
+    vocabulary needs one. It begins at zero: every value is then 0, whatever the seed, and the first gradients move
+    ``w`` alone. A random ``w`` would first push the decoder along a random direction. The head is held and computed in
+    fp32 whatever the model is in: near 1 a bf16 gain moves by 0.008 or not at all.
+
+    Args:
+        dim: width of the model.
+        num_values: values a token.
+        meaning: what they say, for who reads the checkpoint, such as ``logit of: the answer is correct``.
+        dropout: share of a hidden state's entries that training leaves out.
+
+    >>> head = ValueHead(2, meaning="logit")
+    >>> head.load_state_dict({"weight": torch.tensor([[1.0, 2.0]]), "gain": torch.tensor([3.0]),
+    ...                       "bias": torch.tensor([0.5])})
+    <All keys matched successfully>
+    >>> head(torch.tensor([[1.0, 1.0]])).tolist()
+    [[9.5]]
+    """
+
+    def __init__(self, dim: int, num_values: int = 1, *, meaning: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.meaning = meaning
+        self.dropout = nn.Dropout(dropout)
+        self.weight = nn.Parameter(torch.zeros(num_values, dim))
+        self.gain = nn.Parameter(torch.ones(num_values))
+        self.bias = nn.Parameter(torch.zeros(num_values))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The values of normed hidden states. Shapes: [..., D] to [..., A], fp32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.gain * F.linear(self.dropout(hidden.float()), self.weight) + self.bias
+
+
+BuildHead = Callable[[int], ValueHead]  # from the width of a model
+
+
+def attach_head(model: nn.Module, build: BuildHead) -> None:
+    """Give a decoder its ``value_head``; its own forward pass does not change."""
+    model.value_head = build(model.tok_embeddings.embedding_dim)
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """The names of the head's parameters in the model's state dict; none without a head."""
+    head = getattr(model, NAME, None)
+    return [] if head is None else [f"{NAME}.{name}" for name in head.state_dict()]
+
+
+def fresh_head(model: nn.Module) -> StateDict:
+    """A new head's parameters by their names in the model, on the CPU; none without a head."""
+    if not head_names(model):
+        return {}
+    num_values, dim = model.value_head.weight.shape
+    values = {"weight": torch.zeros(num_values, dim), "gain": torch.ones(num_values), "bias": torch.zeros(num_values)}
+    return {f"{NAME}.{name}": tensor for name, tensor in values.items()}
+
+
+def save_head(weights: StateDict, model: nn.Module, folder: Path) -> None:
+    """Write ``value_head/`` into a checkpoint.
+
+    Args:
+        weights: the head's parameters by their names in the model, whole, on the CPU.
+    """
+    (folder / NAME).mkdir(parents=True, exist_ok=True)
+    tensors = {name.removeprefix(f"{NAME}."): tensor.contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / NAME / _WEIGHTS)
+    card = {"num_values": len(tensors["bias"]), "meaning": model.value_head.meaning}
+    write_json(folder / NAME / _CARD, card)
+
+
+def load_head(model: nn.Module, checkpoint: str | Path) -> StateDict:
+    """The head of a checkpoint by its names in the model; empty where the checkpoint has none.
+
+    Raises:
+        UserError: a damaged head, or one of another size or meaning than the model's.
+    """
+    if not (Path(checkpoint) / NAME).exists():
+        return {}
+    num_values, meaning, tensors = _read(checkpoint)
+    head: ValueHead = model.value_head
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    if shapes != wanted or meaning != head.meaning:
+        raise UserError(
+            f"{checkpoint}/{NAME} is another head: {num_values} value(s), '{meaning}', where this run trains "
+            f"{len(head.bias)}, '{head.meaning}'; set the loss it was trained with, or remove that folder"
+        )
+    return {f"{NAME}.{name}": tensor.float() for name, tensor in tensors.items()}
+
+
+def saved_head(checkpoint: str | Path) -> BuildHead:
+    """What builds the head that a checkpoint holds, for ``build_model``.
+
+    Raises:
+        UserError: the checkpoint has none, or a damaged one.
+    """
+    num_values, meaning, _ = _read(checkpoint)
+    return lambda dim: ValueHead(dim, num_values, meaning=meaning)
+
+
+def _read(checkpoint: str | Path) -> tuple[int, str, StateDict]:
+    folder = Path(checkpoint) / NAME
+    try:
+        card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+        return int(card["num_values"]), str(card["meaning"]), load_file(folder / _WEIGHTS)
+    except FileNotFoundError as error:
+        raise UserError(f"{checkpoint} holds no value head: {error.filename} is missing") from None
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a value head, or a damaged one: {error}") from None
