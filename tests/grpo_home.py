@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpo_ssa_distributed
+import psutil
 from omegaconf import DictConfig, OmegaConf
 from tiny import write_tiny_model
 
@@ -105,3 +108,29 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     """What was computed at every step, without the clock."""
     rows = rows_of(folder / "metrics.jsonl")
     return [{k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k} for row in rows]
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """SIGKILL to a launcher and to the workers, which torchrun puts into sessions of their own."""
+    family = [*psutil.Process(process.pid).children(recursive=True), process]
+    for member in family:
+        member.kill()
+    for member in family:
+        member.wait(timeout=30)
+
+
+def run_until(words: list[str], is_time: Callable[[], bool]) -> bool:
+    """Start a run and kill it when ``is_time``; whether it was still going then."""
+    started = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + 200
+    while not is_time() and time.monotonic() < deadline and started.poll() is None:
+        time.sleep(0.001)
+    going = started.poll() is None
+    if going:
+        kill_with_children(started)
+    return going
+
+
+def num_logged(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_bytes().splitlines()) if file.exists() else 0

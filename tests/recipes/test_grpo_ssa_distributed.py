@@ -7,13 +7,11 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from grpo_home import TUNE, command, environment, metrics, run, write_home
+from grpo_home import TUNE, command, environment, metrics, num_logged, run, run_until, write_home
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -80,32 +78,6 @@ def test_two_processes_compute_the_loss_of_one(home: Path, whole: Path) -> None:
         for rows in (map(json.loads, (f / "completions.jsonl").read_text().splitlines()) for f in (whole, home / "two"))
     ]
     assert samples[0] == samples[1]
-
-
-def kill_with_children(process: subprocess.Popen) -> None:
-    """SIGKILL to a launcher and to the workers, which torchrun puts into sessions of their own."""
-    family = [*psutil.Process(process.pid).children(recursive=True), process]
-    for member in family:
-        member.kill()
-    for member in family:
-        member.wait(timeout=30)
-
-
-def run_until(words: list[str], is_time: Callable[[], bool]) -> bool:
-    """Start a run and kill it when ``is_time``; whether it was still going then."""
-    started = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    deadline = time.monotonic() + 200
-    while not is_time() and time.monotonic() < deadline and started.poll() is None:
-        time.sleep(0.001)
-    going = started.poll() is None
-    if going:
-        kill_with_children(started)
-    return going
-
-
-def num_logged(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,0 +1,75 @@
+"""How a judge in training does on the problems that are held out: measured, kept, told, and the best one found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tt_reasoning.judges.metrics import Judged, measure_judge
+from tt_reasoning.store import append_records, read_rows, write_records
+
+EVALUATIONS, HELD_OUT = "evaluations.jsonl", "held_out.jsonl"
+_OF_STEPS = ("solutions_wrong", "solutions_right", "found_first_error", "found_no_error", "first_error_f1")
+
+
+def score_loss(score: float, target: float, *, squared: bool = False) -> float:
+    """Cross-entropy of a score in [0, 1] that is to be ``target``, or the squared difference.
+
+    >>> round(score_loss(0.25, 0.0), 3), score_loss(0.25, 0.0, squared=True)
+    (0.288, 0.0625)
+    """
+    if squared:
+        return (score - target) ** 2
+    return -(target * math.log(max(score, 1e-12)) + (1 - target) * math.log(max(1 - score, 1e-12)))
+
+
+def record_evaluation(
+    output: Path, step: int, rows: Sequence[dict[str, Any]], *, squared: bool = False
+) -> dict[str, Any]:
+    """What the judge's scores come to, written to ``evaluations.jsonl``; ``held_out.jsonl`` has the latest scores.
+
+    Args:
+        rows: a solution each: ``place`` (its order), ``problem_id``, ``answer_id``, and by step ``scores``,
+            ``targets``, ``labels``.
+        squared: measure ``loss`` as squared error, as the judge was trained.
+    """
+    rows = sorted(rows, key=lambda row: row["place"])
+    losses = [
+        score_loss(score, target, squared=squared)
+        for row in rows
+        for score, target in zip(row["scores"], row["targets"], strict=True)
+        if target is not None
+    ]
+    measured = measure_judge(
+        [Judged(problem_id=row["problem_id"], scores=row["scores"], labels=row["labels"]) for row in rows]
+    )
+    if all(len(row["scores"]) == 1 for row in rows):  # whole answers have no first wrong step
+        measured = {name: value for name, value in measured.items() if name not in _OF_STEPS}
+    problems = len({row["problem_id"] for row in rows})
+    result = {"step": step, "loss": sum(losses) / max(len(losses), 1), "problems": problems, **measured}
+    append_records(output / EVALUATIONS, [result])
+    write_records(output / HELD_OUT, ({"step": step, **row} for row in rows))
+    return result
+
+
+def best_evaluation(output: Path) -> dict[str, Any] | None:
+    """The first of the evaluations with the lowest loss; None where there is none."""
+    if not (output / EVALUATIONS).exists():
+        return None
+    return min(read_rows(output / EVALUATIONS), key=lambda row: row["loss"], default=None)
+
+
+def describe_evaluation(result: dict[str, Any]) -> str:
+    """An evaluation in one line.
+
+    >>> describe_evaluation({"loss": 0.5, "auc": 0.75, "auc_low": 0.6, "auc_high": 0.9, "accuracy": 0.7, "steps": 40})
+    'held-out loss 0.500, AUC 0.750 [0.600, 0.900], accuracy 70.0% on 40 labels'
+    """
+    auc = "AUC unknown (one class)"
+    if result.get("auc") is not None:
+        auc = f"AUC {result['auc']:.3f} [{result['auc_low']:.3f}, {result['auc_high']:.3f}]"
+    accuracy = "" if result.get("accuracy") is None else f", accuracy {result['accuracy']:.1%}"
+    f1 = "" if result.get("first_error_f1") is None else f", first error F1 {result['first_error_f1']:.3f}"
+    return f"held-out loss {result['loss']:.3f}, {auc}{accuracy}{f1} on {result['steps']} labels"
