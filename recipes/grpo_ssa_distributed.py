@@ -56,6 +56,7 @@ from tt_reasoning.loop import (
     drop_rows_after,
     open_output,
     profile,
+    share_places,
     take_step,
 )
 from tt_reasoning.lora import is_lora, without_adapters
@@ -473,10 +474,7 @@ def summarize(run: Run, groups: list[Group], drawn: list[Group], losses: dict[st
 
 def evaluate(run: Run, step: int) -> dict[str, Any]:
     """Greedy answers to the held-out examples: accuracy with its 95 % interval, written to ``evaluations.jsonl``."""
-    rank, world_size, _ = run.process
-    count = len(run.held_out)
-    # Sharded models sample together: every process takes as many, the last ones some twice.
-    places = [place % count for place in range(rank, math.ceil(count / world_size) * world_size, world_size)]
+    places = share_places(len(run.held_out), run.process)
     examples = [run.held_out[place] for place in places]
     found = sample(run, examples, [[0]] * len(examples), temperature=0.0)
     groups = [score(run, example, completions) for example, completions in zip(examples, found, strict=True)]

@@ -52,7 +52,7 @@ from tt_reasoning.datasets.prm import (
 )
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import TagFormat, token_id
-from tt_reasoning.judges.metrics import Judged, measure_judge
+from tt_reasoning.judges.held_out import EVALUATIONS, best_evaluation, describe_evaluation, record_evaluation
 from tt_reasoning.judges.reading import LabelReading, read_labels
 from tt_reasoning.loop import (
     METRICS,
@@ -64,12 +64,13 @@ from tt_reasoning.loop import (
     drop_rows_after,
     open_output,
     profile,
+    share_places,
     take_step,
 )
 from tt_reasoning.losses import JudgeSize
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.prefix_tree import fill_rows
-from tt_reasoning.store import append_records, read_rows, write_records
+from tt_reasoning.store import append_records
 from tt_reasoning.training import (
     Process,
     arithmetic,
@@ -113,7 +114,6 @@ KEYS = {
     "keep_checkpoints": int | None,
     "evaluation": Section({"every_n_steps": int, "share": float}),
 }
-EVALUATIONS, HELD_OUT = "evaluations.jsonl", "held_out.jsonl"
 OUTCOME = "tt_reasoning.datasets.outcome_dataset"
 
 
@@ -345,13 +345,9 @@ def summarize(run: Run, sums: dict[str, float]) -> dict[str, float]:
 @torch.no_grad()
 def evaluate(run: Run, step: int) -> dict[str, Any]:
     """The judge on the held-out problems: ``measure_judge`` and its loss, written to ``evaluations.jsonl``."""
-    rank, world_size, _ = run.process
-    count = len(run.held_out)
-    # A sharded model's passes are joint: every process takes as many, the last ones some twice.
-    places = [place % count for place in range(rank, math.ceil(count / world_size) * world_size, world_size)]
     run.model.eval()
     rows = []
-    for place in places:
+    for place in share_places(len(run.held_out), run.process):
         group = run.held_out[place]
         row = pack_judged([group], run.process.device, run.cfg.get("attention") or "auto")
         scores = read(run, row).score_S().tolist()
@@ -363,47 +359,13 @@ def evaluate(run: Run, step: int) -> dict[str, Any]:
             })  # fmt: skip
     run.model.train()
     found = {row["answer_id"]: row for row in gather_rows(rows, run.process)}
-    result = report_evaluation(run, step, list(found.values())) if run.process.is_main else None
+    result = None
+    if run.process.is_main:
+        result = record_evaluation(run.output, step, [*found.values()])
+        shown = {f"eval/{name}": value for name, value in result.items() if name != "step" and value is not None}
+        run.logger.log_dict(shown, step=step)
+        tqdm.write(f"step {step}: {describe_evaluation(result)}")
     return from_main(result, run.process)
-
-
-def report_evaluation(run: Run, step: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was measured, on disk and in the log; ``held_out.jsonl`` has the scores of the latest evaluation."""
-    rows.sort(key=lambda row: row["place"])
-    losses = [
-        -(target * math.log(max(score, 1e-12)) + (1 - target) * math.log(max(1 - score, 1e-12)))
-        for row in rows
-        for score, target in zip(row["scores"], row["targets"], strict=True)
-        if target is not None
-    ]
-    measured = measure_judge(
-        [Judged(problem_id=row["problem_id"], scores=row["scores"], labels=row["labels"]) for row in rows]
-    )
-    problems = len({row["problem_id"] for row in rows})
-    result = {"step": step, "loss": sum(losses) / max(len(losses), 1), "problems": problems, **measured}
-    append_records(run.output / EVALUATIONS, [result])
-    write_records(run.output / HELD_OUT, ({"step": step, **row} for row in rows))
-    shown = {f"eval/{name}": value for name, value in result.items() if name != "step" and value is not None}
-    run.logger.log_dict(shown, step=step)
-    tqdm.write(f"step {step}: {describe_evaluation(result)}")
-    return result
-
-
-def describe_evaluation(result: dict[str, Any]) -> str:
-    """The evaluation in one line."""
-    auc = "AUC unknown (one class)"
-    if result.get("auc") is not None:
-        auc = f"AUC {result['auc']:.3f} [{result['auc_low']:.3f}, {result['auc_high']:.3f}]"
-    f1 = "" if result.get("first_error_f1") is None else f", first error F1 {result['first_error_f1']:.3f}"
-    accuracy = "" if result.get("accuracy") is None else f", accuracy {result['accuracy']:.1%}"
-    return f"held-out loss {result['loss']:.3f}, {auc}{accuracy}{f1} on {result['steps']} steps"
-
-
-def best_evaluation(output: Path) -> dict[str, Any] | None:
-    """The first of the evaluations with the lowest loss."""
-    if not (output / EVALUATIONS).exists():
-        return None
-    return min(read_rows(output / EVALUATIONS), key=lambda row: row["loss"], default=None)
 
 
 def save(run: Run, step: int, best: dict[str, Any] | None) -> None:

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchtune.modules import TransformerDecoder
 
-from tt_reasoning.prefix_tree import PackedRow, run_row
+from tt_reasoning.prefix_tree import PackedRow, run_row, token_logprobs
 
 
 class LabelReading(NamedTuple):
@@ -51,17 +50,13 @@ def read_labels(
         logits_CV = model.output(hidden_CD).float()
         return torch.stack([logits_CV[:, good], logits_CV[:, bad], logits_CV.logsumexp(-1)], -1)
 
-    def read_token_chunk(hidden_CD: Tensor, target_C: Tensor) -> Tensor:
-        return -F.cross_entropy(model.output(hidden_CD).float(), target_C, reduction="none")
-
     def read(hidden_1TD: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden_TD = hidden_1TD[0]
         parts = model.norm(hidden_TD[place_S]).split(chunk)
         labels_S3 = torch.cat([checkpoint(read_step_chunk, part, use_reentrant=False) for part in parts])
         if not language_model:
             return labels_S3, None
-        pairs = zip(model.norm(hidden_TD[row.read_R]).split(chunk), row.target_R.split(chunk), strict=True)
-        return labels_S3, torch.cat([checkpoint(read_token_chunk, *pair, use_reentrant=False) for pair in pairs])
+        return labels_S3, token_logprobs(model, hidden_TD, row.read_R, row.target_R, chunk=chunk)
 
     labels_S3, logprobs_R = run_row(model, row, read)
     return LabelReading(*labels_S3.unbind(-1), logprobs_R)
