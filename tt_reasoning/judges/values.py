@@ -42,32 +42,24 @@ def read_values(
     return run_row(model, row, read)
 
 
-class ValueReadout(NamedTuple):
-    """What a value head says as a score in [0, 1]: the head's form of ``judges.native.Readout``."""
-
-    squash: bool  # JudgeCard.squash
-
-    def __call__(self, model: TransformerDecoder, hidden_ND: Tensor) -> Tensor:
-        """Scores of hidden states behind the model's final norm. Shapes: [N, D] to [N], fp32.
-
-        Args:
-            model: with a value head of one value, in ``eval`` mode.
-        """
-        return as_scores(model.value_head(hidden_ND).squeeze(-1), squash=self.squash)
-
-
 @torch.no_grad()
 def value_scores(
     model: TransformerDecoder, row: PackedRow, place_S: Tensor | None = None, *, squash: bool
 ) -> Tensor:
-    """Scores in [0, 1] at places of a row: S of them.
+    """Scores in [0, 1] at places of a row, from one forward pass: S of them, fp32.
 
     Args:
+        model: with a value head of one value, in ``eval`` mode.
         place_S: where to read, in positions of the row, such as the last token of every solution
             (``datasets.prm.JudgeRow.place_S``); ``row.place_R``, every solution token, unless given.
+        squash: ``JudgeCard.squash``.
     """
-    place_S, readout = row.place_R if place_S is None else place_S, ValueReadout(squash)
-    return run_row(model, row, lambda hidden_1TD: readout(model, model.norm(hidden_1TD[0, place_S])))
+    place_S = row.place_R if place_S is None else place_S
+
+    def read(hidden_1TD: Tensor) -> Tensor:
+        return model.value_head(model.norm(hidden_1TD[0, place_S])).squeeze(-1)
+
+    return as_scores(run_row(model, row, read), squash=squash)
 
 
 def as_scores(values: Tensor, *, squash: bool) -> Tensor:
