@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from judge_home import write_home
 from omegaconf import DictConfig, OmegaConf
 from tiny import write_byte_tokenizer
 from torchtune import config
@@ -17,6 +18,7 @@ from torchtune.modules import TransformerDecoder
 
 from tt_reasoning.config import check_config, load_component
 from tt_reasoning.errors import UserError
+from tt_reasoning.judges.formats import TagFormat
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -47,11 +49,20 @@ def example_of(file: Path, folder: Path) -> DictConfig:
     answer_set = {"id": "1", "problem": problem, "answers": [], "order_seed": 0}
     (folder / "sets.jsonl").write_text(json.dumps(answer_set) + "\n")
     cfg.dataset.source = str(folder)
+    if takes_step_format(file):
+        cfg.dataset.source = str(write_home(folder, num_problems=1) / "steps")
     return cfg
+
+
+def takes_step_format(file: Path) -> bool:
+    """Whether a config's dataset is a judge's, laid out as its recipe says."""
+    recipe = recipe_of(file)
+    return recipe not in STOCK_RECIPES and "step_format" in importlib.import_module(recipe).KEYS["dataset"].given
 
 
 def test_the_promised_configs_are_there() -> None:
     promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu", "1.5B_generator_sft"}
+    promised |= {"135M_verifier_cpu", "1.5B_verifier"}
     assert promised <= {file.stem for file in CONFIGS}
 
 
@@ -64,7 +75,10 @@ def test_a_config_builds_every_component_it_names(file: Path, tmp_path: Path) ->
         model = config.instantiate(cfg.model)
     assert isinstance(model, TransformerDecoder)
     tokenizer = config.instantiate(cfg.tokenizer)
-    assert len(config.instantiate(cfg.dataset, tokenizer)) == 1
+    given = [tokenizer]
+    if takes_step_format(file):
+        given.append(config.instantiate(cfg.step_format) if "step_format" in cfg else TagFormat(prompt=cfg.prompt))
+    assert len(config.instantiate(cfg.dataset, *given)) == 1
     optimizer = config.instantiate(cfg.optimizer, [torch.nn.Parameter(torch.zeros(2))])
     if "lr_scheduler" in cfg:
         config.instantiate(cfg.lr_scheduler, optimizer, num_training_steps=10, last_epoch=-1)
