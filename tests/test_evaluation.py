@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -85,10 +88,151 @@ def test_ties_and_problems_without_a_vote_are_counted() -> None:
 
 def test_scores_weigh_the_votes() -> None:
     scores = [(0.1, 0.9, 0.1), (0.3, 0.3, 5.0), (0.2, 0.2, 0.5), (1.0, 1.0, 1.0)]
-    scored = [replace(c, scores=row) for c, row in zip(WORLD, scores, strict=True)]
+    scored = [replace(c, scores={"prm": row}) for c, row in zip(WORLD, scores, strict=True)]
     # 0.9 for the wrong answer beats 0.2; a tie (the 5 says nothing); 0.5 for the right one beats 0.4; no vote
     assert values(evaluate(scored, [3]))["score_weighted@3"] == (0 + 0.5 + 1 + 0) / 4
     assert "score_weighted@3" not in values(evaluate(WORLD, [3]))
+
+
+SKIPPING = [(0.9, 0.9, 0.1), (0.3, 0.8, 1.0), (0.2, "too_long", "no_steps"), (1.0, 1.0, 1.0)]
+
+
+def score(world: Sequence[Candidates], **judges: Sequence[Sequence[float | str]]) -> list[Candidates]:
+    return [replace(c, scores={name: rows[i] for name, rows in judges.items()}) for i, c in enumerate(world)]
+
+
+def test_the_best_of_n_is_the_answer_that_the_judge_likes_best() -> None:
+    evaluation = evaluate(score(WORLD, prm=SKIPPING), [1, 3])
+    # a tie of right and wrong; the right one, as the answer scored 1 has no result; the only one scored is wrong; none
+    assert values(evaluation)["best_of_n@3"] == (0.5 + 1 + 0 + 0) / 4
+    assert result_of(evaluation, "best_of_n@3").detail == {"ties": 1, "no_choice": 1}
+    assert values(evaluation)["best_of_n@1"] == 1 / 4
+    assert difference_of(evaluation, "best_of_n@3", "majority@3").difference == pytest.approx(0)  # 1, 0.5, 0, 0
+
+
+def test_an_answer_without_a_score_has_no_vote_and_is_counted_by_reason() -> None:
+    evaluation = evaluate(score(WORLD, prm=SKIPPING), [3])
+    # 0.9 + 0.1 against 0.9; 0.8 against 0.3; of 2, 2 and 1 only the first 2 votes; none
+    assert values(evaluation)["score_weighted@3"] == (1 + 1 + 0 + 0) / 4
+    assert result_of(evaluation, "score_weighted@3").detail == {"ties": 0, "no_votes": 1}
+    assert evaluation.counts["scores"] == {"prm": {"scored": 10, "too_long": 1, "no_steps": 1}}
+    text = describe(evaluation)
+    assert "prm: answers without a score are never chosen and have no vote: too_long 1, no_steps 1" in text
+    assert "best_of_n@3: 1 ties, 1 without a scored result" in text
+
+
+def test_a_problem_whose_answers_are_all_skipped_is_wrong_for_the_judge_alone() -> None:
+    evaluation = evaluate(score(WORLD[:1], prm=[("too_long",) * 3]), [3])
+    assert {m: values(evaluation)[f"{m}@3"] for m in ("majority", "best_of_n", "score_weighted")} == {
+        "majority": 1.0, "best_of_n": 0.0, "score_weighted": 0.0,
+    }  # fmt: skip
+    assert result_of(evaluation, "best_of_n@3").detail["no_choice"] == 1
+    assert evaluation.counts["scores"] == {"prm": {"scored": 0, "too_long": 3}}
+
+
+def test_several_judges_have_methods_of_their_own() -> None:
+    judges = {"prm:min": SKIPPING, "orm": [(0.0, 1.0, 0.0)] * 4}
+    evaluation = evaluate(score(WORLD, **judges), [3])
+    assert [r.label for r in evaluation.results][-4:] == [
+        "best_of_n[prm:min]@3", "score_weighted[prm:min]@3", "best_of_n[orm]@3", "score_weighted[orm]@3",
+    ]  # fmt: skip
+    found = values(evaluation)
+    assert (found["best_of_n[prm:min]@3"], found["best_of_n[orm]@3"]) == ((0.5 + 1 + 0 + 0) / 4, (0 + 1 + 0 + 0) / 4)
+    assert difference_of(evaluation, "best_of_n[orm]@3", "majority@3").num_problems == 4
+    with pytest.raises(ValueError, match="problem 1 has scores of .*'orm'"):
+        evaluate([*score(WORLD[:1], prm=SKIPPING), *score(WORLD[1:], orm=SKIPPING)], [3])
+    with pytest.raises(ValueError, match="problem 0 has only 3 scores of prm"):
+        evaluate(score([replace(c, verdicts=c.verdicts * 2) for c in WORLD], prm=SKIPPING), [4])
+
+
+MANY = [
+    Candidates(problem_id=name, verdicts=tuple(map(verdict, row)), num_tokens=tokens, scores={"a": first, "b": second})
+    for name, row, tokens, first, second in (
+        ("p", ["1", "2", "1.0", "3", None], (4, 2, 8, 8, 1), (0.5, 0.9, 0.6, 0.9, 1.0), (1, 1, "too_long", 1, 1)),
+        ("q", ["2", "2", "1", "1", "1"], (5, 5, 5, 5, 5), (0.5, 0.5, 0.5, 0.2, 0.7), (0, 0, 0, 0, 0)),
+        ("r", [None, "3", None, "1", "2"], (9, 9, 9, 1, 1), (0.1, 0.2, 0.3, 0.4, 0.5), ("no_steps",) * 5),
+    )
+]
+
+
+def keep(c: Candidates, chosen: Sequence[int]) -> Candidates:
+    """The problem with these of its answers alone."""
+    return replace(
+        c,
+        verdicts=tuple(c.verdicts[i] for i in chosen),
+        num_tokens=tuple(c.num_tokens[i] for i in chosen),
+        scores={name: [found[i] for i in chosen] for name, found in c.scores.items()},
+    )
+
+
+def test_subsets_of_all_answers_give_the_plain_results_exactly() -> None:
+    plain, drawn = evaluate(MANY, [5]), evaluate(MANY, [5], subsamples=7, subsample_seed=3)
+    spread = {r.label: r.detail.pop("spread") for r in drawn.results if not r.label.startswith("pass")}
+    assert len(spread) == 8 and set(spread.values()) == {0.0}
+    assert (drawn.results, drawn.differences) == (plain.results, plain.differences)
+
+
+def test_means_over_subsets_come_near_those_over_all_subsets_there_are() -> None:
+    triples = [[keep(c, chosen) for c in MANY] for chosen in itertools.combinations(range(5), 3)]
+    plain = [values(evaluate(world, [3])) for world in triples]
+    exact = {label: sum(found[label] for found in plain) / 10 for label in plain[0] if label != "pass@1"}
+    evaluation = evaluate(MANY, [2, 3], subsamples=4000)
+    found = values(evaluation)
+    # A problem's value lies in [0, 1]: the mean over three has a standard error of 0.005 or less.
+    assert {label: found[label] for label in exact} == pytest.approx(exact, abs=0.02)
+    assert found["pass@3"] == pytest.approx(exact["oracle@3"])
+    assert found["pass@1"] == pytest.approx(exact["single@3"])
+    tokens = {r.label: r.answer_tokens for r in evaluation.results}
+    assert tokens["majority@3"] == pytest.approx(3 * (23 + 25 + 29) / 15)
+    detail = result_of(evaluation, "best_of_n[a]@2").detail
+    assert detail["no_choice"] == pytest.approx(1 / 10, abs=0.02)  # r draws its two answers without a result
+    assert detail["ties"] == pytest.approx(1 / 10 + 3 / 10, abs=0.03)  # p the two of 0.9, q two of its three of 0.5
+    compared = {(d.method, d.baseline) for d in evaluation.differences}
+    assert {("pass@1", "majority@2"), ("pass@3", "majority@3"), ("best_of_n[b]@2", "majority@2")} <= compared
+    assert ("pass@2", "majority@3") not in compared
+
+
+def test_the_spread_over_subsets_is_that_of_their_accuracies() -> None:
+    drawn = evaluate([keep(MANY[0], [0, 1])], [1, 2], subsamples=100)  # one answer of two: 0 or 1
+    majority = result_of(drawn, "majority@1")
+    assert 0.3 < majority.value < 0.7
+    assert majority.detail["spread"] == pytest.approx(math.sqrt(majority.value * (1 - majority.value)))
+    text = describe(drawn)
+    line = next(line for line in text.splitlines() if line.startswith("majority@1 "))
+    assert line.split()[-1] == f"{100 * majority.detail['spread']:.1f}"
+    assert text.count("spread") == 2 and "spread" not in describe(evaluate(MANY, [5]))
+
+
+def test_the_same_seed_draws_the_same_subsets_of_a_problem_whichever_others_there_are() -> None:
+    first, again = (evaluate(MANY, [2, 3], subsamples=20, subsample_seed=1) for _ in range(2))
+    assert first == again
+    assert values(first) != values(evaluate(MANY, [2, 3], subsamples=20, subsample_seed=2))
+    alone = [values(evaluate([c], [3], subsamples=20, subsample_seed=1)) for c in MANY]
+    assert values(first)["majority@3"] == pytest.approx(sum(found["majority@3"] for found in alone) / 3)
+
+
+def test_answers_that_a_problem_lacks_count_as_without_a_result() -> None:
+    short = keep(MANY[1], [2])  # one right answer, where another problem has five
+    drawn = evaluate([MANY[0], short], [1, 5], subsamples=2000)
+    found = values(drawn)
+    assert drawn.counts["padded"] == 4
+    assert sum(drawn.counts["answer_reasons"].values()) == 6
+    assert found["pass@1"] == pytest.approx((2 / 5 + 1 / 5) / 2)
+    assert found["best_of_n[a]@1"] == pytest.approx((2 / 5 + 1 / 5) / 2, abs=0.04)
+    assert found["majority@5"] == (1 + 1) / 2
+    assert result_of(drawn, "majority@5").answer_tokens == (23 + 5) / 2
+    assert "4 answers that problems lack of the most that one has" in describe(drawn)
+    with pytest.raises(ValueError, match="does not fit problems with 1 answers"):
+        evaluate([MANY[0], short], [5])
+
+
+def test_subsets_are_not_for_readers_and_not_more_than_there_is() -> None:
+    with pytest.raises(ValueError, match="subsamples=4 with 1 readings"):
+        evaluate(WORLD, [3], reading(*[final("1")] * 4), subsamples=4)
+    with pytest.raises(ValueError, match="subsamples=0"):
+        evaluate(WORLD, [3], subsamples=0)
+    with pytest.raises(ValueError, match="does not fit problems with 3 answers"):
+        evaluate(WORLD, [4], subsamples=4)
 
 
 def test_pass_at_k_uses_every_answer_and_the_other_methods_the_first_k() -> None:
@@ -145,6 +289,7 @@ def test_counts_hold_the_outcome_of_every_verdict() -> None:
         "problems": 4, "judged": 4, "left_out": {},
         "answer_reasons": {"match": 4, "mismatch": 4, "no_answer": 4, **none},
         "reader_reasons": {"aggregator@3": {"match": 2, "mismatch": 1, "no_answer": 1, **none}},
+        "scores": {}, "padded": 0,
     }  # fmt: skip
 
 

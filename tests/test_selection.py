@@ -12,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tt_reasoning.selection import (
+    best_in_draws,
     bootstrap_interval,
+    draw_orders,
     elect,
     majority_vote,
-    oracle,
     paired_bootstrap,
     pass_at_k,
     resample_means,
     same_answer,
     vote_classes,
+    vote_in_draws,
 )
 
 answers = st.lists(st.sampled_from(["4", "4.0", "5", "five", None]), max_size=8)
@@ -75,16 +77,60 @@ def test_all_candidates_with_the_most_votes_win_and_one_is_named_by_the_earliest
     assert majority_vote(["9", "4", "5", "5", "4"]) == "4"
 
 
+def vote(classes: list[list[int]], right: list[bool], weights: list[list[float]] | None = None) -> list[float]:
+    choices = vote_in_draws(np.array(classes), np.array(right, bool), None if weights is None else np.array(weights))
+    return choices.values_T.tolist()
+
+
 def test_weights_decide_a_vote() -> None:
-    classes = vote_classes(["4", "5", "4", None])
-    assert elect(classes, [0.2, 0.5, 0.2, 9.0]) == [1]  # 0.4 against 0.5; who says nothing has no vote
-    assert elect(classes, [0.3, 0.5, 0.3, 0.0]) == [0]
-    assert elect(classes, [0.0, 0.0, 0.0, 0.0]) == [0, 1]
+    votes = [[0, 1, 0, 2]] * 3  # candidate 0, the right one, of answers 0 and 2; the fourth says nothing
+    weights = [[0.2, 0.5, 0.2, 9.0], [0.3, 0.5, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    assert vote(votes, [True, False], weights) == [0.0, 1.0, 0.5]  # 0.4 against 0.5; 0.6 against it; nothing decides
+    assert vote(votes, [True, False]) == [1.0, 1.0, 1.0]
 
 
 def test_weights_that_sum_to_the_same_but_for_rounding_tie() -> None:
     assert 0.1 + 0.2 != 0.3
-    assert elect([[0, 1], [2]], [0.1, 0.2, 0.3]) == [0, 2]
+    assert vote([[0, 0, 1]], [True, False], [[0.1, 0.2, 0.3]]) == [0.5]
+
+
+def test_a_candidate_without_a_vote_in_a_draw_cannot_win_it() -> None:
+    choices = vote_in_draws(np.array([[1, 2], [2, 2], [3, 3]]), np.array([True, False, True]), np.zeros((3, 2)))
+    assert choices.values_T.tolist() == [0.5, 1.0, 0.0]  # all weights are 0: of 1 and 2 half are right; then 2; nobody
+    assert choices.num_winners_T.tolist() == [2, 1, 0]
+    assert vote([[0, 0]], []) == [0.0]
+
+
+def test_the_best_of_a_draw_has_the_highest_score_and_ties_share() -> None:
+    score_TK = np.array([[0.2, 0.9, 0.5], [0.3, 0.1 + 0.2, 0.0], [-np.inf, 0.0, 0.0], [-np.inf] * 3])
+    right_TK = np.array([[False, True, False], [True, False, False], [True, False, True], [True, False, True]])
+    choices = best_in_draws(score_TK, right_TK)
+    assert choices.values_T.tolist() == [1.0, 0.5, 0.5, 0.0]
+    assert choices.num_winners_T.tolist() == [1, 2, 2, 0]
+
+
+@given(answers)
+def test_a_vote_of_equal_weights_has_the_winners_of_the_majority(extracted: list[str | None]) -> None:
+    classes = vote_classes(extracted)
+    if not extracted:
+        return
+    numbers = {index: number for number, members in enumerate(classes) for index in members}
+    votes = [numbers.get(index, len(classes)) for index in range(len(extracted))]
+    winners = elect(classes)
+    for right in range(len(classes)):
+        worth = [number == right for number in range(len(classes))]
+        expected = (classes[right][0] in winners) / len(winners)
+        assert vote([votes], worth) == vote([votes], worth, [[0.7] * len(votes)]) == [expected]
+
+
+def test_orders_are_permutations_of_which_every_first_answer_is_as_likely() -> None:
+    orders = draw_orders(4, 4000, seed=1)
+    assert (np.sort(orders) == np.arange(4)).all()
+    assert np.array_equal(orders, draw_orders(4, 4000, seed=1))
+    assert not np.array_equal(orders, draw_orders(4, 4000, seed=2))
+    pairs = {tuple(sorted(pair)) for pair in orders[:, :2].tolist()}
+    assert len(pairs) == 6
+    assert np.bincount(orders[:, 0]) == pytest.approx([1000] * 4, abs=120)  # four standard deviations
 
 
 @given(answers, st.integers(0, 8))
@@ -125,11 +171,6 @@ def test_no_candidate_has_more_votes_than_the_majority(extracted: list[str | Non
         assert votes == []
     else:
         assert sum(b is not None and same_answer(winner, b) for b in extracted) == max(votes)
-
-
-def test_oracle_needs_one_correct_answer() -> None:
-    assert oracle([False, True])
-    assert not oracle([False, False])
 
 
 def test_interval_of_two_values_is_worked_by_hand() -> None:

@@ -1,10 +1,12 @@
-"""Evaluate graded answers: pass@k, votes and, with a model, the final answers of an aggregator and of USC.
+"""Evaluate graded answers: pass@k, votes, best-of-n by the scores of judges, final answers of an aggregator and of USC.
 
 For every k of --num-answers the first k answers of each problem are voted on; an aggregator (SSA, arXiv 2506.09014)
 and universal self-consistency (--usc-model, arXiv 2311.17311) read the same ones, shuffled by --order-seed as in
 training, and write one final answer, graded like any other. pass@k is estimated from all answers there are. All methods
 are measured on the same problems, so that differences are paired; what could not be judged is counted. Unlike the
-reference nothing is filtered: a problem without a single usable answer counts as well.
+reference nothing is filtered: a problem without a single usable answer counts as well. With --scores of a judge
+(tools/rank_answers.py) the answer that it likes best and votes weighted by its scores stand beside; --subsamples takes
+random subsets of k of all answers in place of the first k, as the best-of-N of PRM800K does (arXiv 2305.20050).
 
 A killed run goes on where it was; more k, --usc-model and --cut-share may be added to the same folder later.
 docs/evaluation.md says how every number is made.
@@ -15,8 +17,7 @@ Example: python tools/evaluate.py --answers answers/demo --aggregator outputs/st
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import groupby, islice
@@ -52,8 +53,9 @@ from tt_reasoning.evaluation import AGGREGATOR, RESULTS, Candidates, Evaluation,
 from tt_reasoning.generation import PROBLEMS
 from tt_reasoning.grading import Grader
 from tt_reasoning.prompts import get_prompt
+from tt_reasoning.scores import Aggregate, Scores, read_scores
 from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Sampling, Score, Verdict
+from tt_reasoning.types import Sampling, Verdict
 
 
 @dataclass(kw_only=True)
@@ -68,8 +70,15 @@ class Arguments:
     """which answers, where the folder holds several temperatures"""
     limit: int | None = None
     """only the first so many problems"""
-    scores: Path | None = None
-    """JSON lines {"answer_id": ..., "score": ...} of a judge, at least 0: weights of one more vote"""
+    scores: tuple[Path, ...] = ()
+    """folders of rank_answers, or files of JSON lines {"answer_id": ..., "score": ...}, at least 0: each a judge, with
+    best_of_n and score_weighted as methods"""
+    aggregate: tuple[Aggregate, ...] = ()
+    """how the scores of an answer's steps become its own, one or several; as each folder was made unless given"""
+    subsamples: int | None = None
+    """measure the means over so many random subsets of k of a problem's answers, not the first k; PRM800K takes 400"""
+    subsample_seed: int = 0
+    """decides the subsets"""
     aggregator: str | None = None
     """the aggregator's Hugging Face folder or Hub name; without it only the votes are evaluated"""
     prompt: str = "auto"
@@ -97,15 +106,17 @@ def main(args: Arguments) -> str:
     check_arguments(args)
     readers = list_readers(args)
     answers = open_graded(args)
-    candidates, names = read_candidates(answers, args)
+    judges = read_judges(args)
+    candidates, names = read_candidates(answers, args, judges)
     ks = choose_ks(args, candidates)
-    if args.scores:
-        candidates = list(add_scores(candidates, args.scores, ks[-1]))
+    candidates = add_scores(candidates, judges, None if args.subsamples else ks[-1])
     identity = {"answers": str(args.answers), "answers_temperature": args.answers_temperature, "limit": args.limit}
     identity[PROBLEMS] = describe_records(args.answers / PROBLEMS)
+    if args.subsamples:
+        identity |= {"subsamples": args.subsamples, "subsample_seed": args.subsample_seed}
     with store.open_run(args.out, "evaluate", identity):
         readings = dict(read_all(args, answers, readers, ks))
-        evaluation = evaluate(candidates, ks, readings)
+        evaluation = evaluate(candidates, ks, readings, subsamples=args.subsamples, subsample_seed=args.subsample_seed)
         report = build_report(args, names, readers, ks, candidates, evaluation)
         store.write_json(args.out / RESULTS, asdict(report))
     print(("\n" if readers else "") + f"{head_line(report)}\n\n{describe(report)}\n")
@@ -114,7 +125,8 @@ def main(args: Arguments) -> str:
 
 def check_arguments(args: Arguments) -> None:
     """Refuse what no engine could run, before anything is read or loaded."""
-    for name, least in (("limit", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0)):
+    least_of = {"limit": 1, "subsamples": 1, "subsample_seed": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0}
+    for name, least in least_of.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"{name}={value} should be at least {least}")
@@ -126,6 +138,15 @@ def check_arguments(args: Arguments) -> None:
             raise UserError(f"--cut-share {share:g} is not between 0 and 1: 0.3 cuts the last 30 % of every answer")
     if args.cut_share and args.aggregator is None:
         raise UserError("--cut-share is about what an aggregator reads; name one with --aggregator")
+    if args.aggregate and all(path.is_file() for path in args.scores):
+        raise UserError("--aggregate is about the scores of steps; name a folder of rank_answers with --scores")
+    if args.subsample_seed and args.subsamples is None:
+        raise UserError("--subsample-seed is about random subsets; say with --subsamples how many")
+    if args.subsamples is not None and (args.aggregator or args.usc_model):
+        raise UserError(
+            "--subsamples measures what needs no model: an aggregator and USC would have to read every subset; "
+            "evaluate them without it, into another folder"
+        )
     for model in filter(None, (args.aggregator, args.usc_model)):
         args.engine.check(model)
         if Path(model).is_dir() and args.engine.name != "openai":
@@ -160,11 +181,26 @@ def open_graded(args: Arguments) -> AnswerFolder:
     return answers
 
 
-def read_candidates(answers: AnswerFolder, args: Arguments) -> tuple[list[Candidates], dict[str, str]]:
+def read_judges(args: Arguments) -> dict[str, Scores]:
+    """The scores of every judge under every aggregate, by a name that tells them apart: prm:min, or that of a file."""
+    judges: dict[str, Scores] = {}
+    for path in args.scores:
+        for how in (None,) if path.is_file() or not args.aggregate else dict.fromkeys(args.aggregate):
+            found = read_scores(path, how)
+            name = found.name if found.aggregate is None else f"{found.name}:{found.aggregate}"
+            if name in judges:
+                raise UserError(f"{judges[name].path} and {path} would both be called {name}; rename one of them")
+            judges[name] = found
+    return judges
+
+
+def read_candidates(
+    answers: AnswerFolder, args: Arguments, judges: Mapping[str, Scores]
+) -> tuple[list[Candidates], dict[str, str]]:
     """The verdicts and lengths of every problem's answers (texts stay on disk), and what they are called together:
-    model, dataset and split."""
+    model, dataset and split. What judges said has to be of these answers."""
     by_id = {verdict.answer_id: verdict for verdict in store.read_records(answers.path / VERDICTS, Verdict)}
-    needed = max(args.num_answers, default=1)
+    needed = 1 if args.subsamples else max(args.num_answers, default=1)
     candidates = []
     names: dict[str, set[str]] = {"model": set(), "dataset": set(), "split": set()}
     for problem, group in islice(read_groups(answers), args.limit):
@@ -173,6 +209,8 @@ def read_candidates(answers: AnswerFolder, args: Arguments) -> tuple[list[Candid
                 f"{answers.path}: problem {problem.id} has only {len(group)} answers, {needed} needed; "
                 "finish tools/generate_answers.py, lower --num-answers or set --limit"
             )
+        for judge in judges.values():
+            judge.check_ends(group)
         verdicts = tuple(by_id[answer.id] for answer in group)
         lengths = tuple(answer.num_tokens for answer in group)
         candidates.append(
@@ -185,28 +223,31 @@ def read_candidates(answers: AnswerFolder, args: Arguments) -> tuple[list[Candid
 
 
 def choose_ks(args: Arguments, candidates: Sequence[Candidates]) -> list[int]:
-    """Every k asked for, rising; unless given the powers of two and all answers that every problem has."""
-    fewest = min(len(c.verdicts) for c in candidates)
-    return sorted(set(args.num_answers) or {*(2**power for power in range(fewest.bit_length())), fewest})
+    """Every k asked for, rising; unless given the powers of two and all answers that every problem has (of subsets:
+    that any has)."""
+    sizes = [len(c.verdicts) for c in candidates]
+    there = max(sizes) if args.subsamples else min(sizes)
+    ks = sorted(set(args.num_answers) or {*(2**power for power in range(there.bit_length())), there})
+    if ks[-1] > there:
+        raise UserError(f"{args.answers}: no problem has {ks[-1]} answers, the most is {there}; lower --num-answers")
+    return ks
 
 
-def add_scores(candidates: Sequence[Candidates], path: Path, num_answers: int) -> Iterator[Candidates]:
-    """The candidates with the scores of their first ``num_answers`` answers. Raises UserError where one is missing."""
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    scores = {}
-    for score in store.read_records(path, Score):
-        if not 0 <= score.score < math.inf:
-            raise UserError(f"{path}: answer {score.answer_id} has the score {score.score}; a weight is at least 0")
-        scores[score.answer_id] = score.score
+def add_scores(
+    candidates: Sequence[Candidates], judges: Mapping[str, Scores], num_answers: int | None
+) -> list[Candidates]:
+    """The candidates with what judges say of their first ``num_answers`` answers, or of all.
+
+    Raises:
+        UserError: an answer that a judge neither scored nor skipped.
+    """
     ids = [[verdict.answer_id for verdict in c.verdicts[:num_answers]] for c in candidates]
-    missing = [name for row in ids for name in row if name not in scores]
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of the {sum(map(len, ids))} answers have no score, such as {missing[0]}"
-        )
-    for c, row in zip(candidates, ids, strict=True):
-        yield replace(c, scores=tuple(scores[name] for name in row))
+    for judge in judges.values():
+        judge.require([name for row in ids for name in row])
+    return [
+        replace(c, scores={name: [judge.of(answer_id) for answer_id in row] for name, judge in judges.items()})
+        for c, row in zip(candidates, ids, strict=True)
+    ]
 
 
 def read_all(
@@ -273,10 +314,12 @@ def build_report(
 
 def head_line(report: Report) -> str:
     """What was measured, in one line."""
+    subsets = report.settings["evaluate"]["subsamples"]
+    drawn = f", {subsets} random subsets of k" if subsets else ""
     most = f" to {report.most_samples}" if report.most_samples > report.num_samples else ""
     return (
         f"{report.dataset}/{report.split}: {report.num_problems} problems, {report.num_samples}{most} answers each "
-        f"by {report.model}"
+        f"by {report.model}{drawn}"
     )
 
 

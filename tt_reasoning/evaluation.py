@@ -3,41 +3,50 @@
 Every method is measured on the same problems and, for one k, on the same first k answers of each, so that the
 methods differ and nothing else: a problem with any verdict that could not be judged is left out for all of them,
 and counted by reason. ``pass@k`` alone is estimated from all n answers there are, which tells more; where n > k
-it is therefore not paired with the others. No torch here.
+it is therefore not paired with the others. With ``subsamples`` the other methods are measured on all n as well, on so
+many random k of them. No torch here.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from tt_reasoning import store
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import count_reasons
 from tt_reasoning.selection import (
+    Choices,
     Equal,
+    best_in_draws,
     describe_difference,
-    elect,
-    oracle,
+    draw_orders,
     pass_at_k,
     percentile_interval,
     resample_means,
     same_answer,
     vote_classes,
+    vote_in_draws,
 )
-from tt_reasoning.types import Answer, Verdict
+from tt_reasoning.types import Answer, Verdict, seed_of
 
 RESULTS = "results.json"
 FORMAT = 2  # of a report; 1 had one k and no such field
 PASS, ORACLE, SINGLE, MAJORITY = "pass", "oracle", "single", "majority"
-LENGTH_WEIGHTED, SCORE_WEIGHTED = "length_weighted", "score_weighted"
+LENGTH_WEIGHTED = "length_weighted"
+BEST_OF_N, SCORE_WEIGHTED = "best_of_n", "score_weighted"  # one of each a judge
 AGGREGATOR = "aggregator"
 NO_CATEGORY = "(none)"
+# What the problems in which a method has nothing to choose are counted as; methods that choose nothing are not here.
+_WITHOUT_WINNER = {
+    MAJORITY: "no_votes", LENGTH_WEIGHTED: "no_votes", SCORE_WEIGHTED: "no_votes", BEST_OF_N: "no_choice",
+}  # fmt: skip
 
 # What a model that reads proposed answers (an aggregator, USC) wrote: by method and k, then by problem id.
 Readings = Mapping[tuple[str, int], Mapping[str, tuple[Answer, Verdict]]]
@@ -45,16 +54,17 @@ Readings = Mapping[tuple[str, int], Mapping[str, tuple[Answer, Verdict]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """A problem's n answers in sample order: their verdicts, their lengths in tokens and a judge's scores, if any.
+    """A problem's n answers in sample order: their verdicts, their lengths in tokens and the scores of judges, if any.
 
-    Of the scores only the first are needed, as many as the largest k.
+    ``scores`` has by the name of a judge what it says of each answer, at least 0, or in a word why it says nothing;
+    only the first are needed, as many as the largest k, unless subsets are drawn of all.
     """
 
     problem_id: str
     category: str | None = None
     verdicts: tuple[Verdict, ...]
     num_tokens: tuple[int, ...]
-    scores: tuple[float, ...] | None = None
+    scores: Mapping[str, Sequence[float | str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +72,9 @@ class Result:
     """The accuracy of one method with k answers, in [0, 1], with its 95 % bootstrap interval over problems.
 
     ``answer_tokens`` and ``reader_tokens`` are what it took to generate, a problem on average: the proposed answers,
-    and the final one of a model that reads them. ``detail`` holds what only this method has: a vote's ``ties`` and
-    ``no_votes`` (in problems), a reader's shares (see ``evaluate``).
+    and the final one of a model that reads them. ``detail`` holds what not every method has: ``ties`` and, in which
+    there was nothing to choose, ``no_votes`` or ``no_choice`` (in problems, on average over subsets), ``spread`` over
+    subsets, a reader's shares (see ``evaluate``).
 
     >>> Result(method="majority", k=4, value=0.25, low=0.1, high=0.4, num_problems=20, answer_tokens=80.0).label
     'majority@4'
@@ -167,12 +178,23 @@ class _Measured:
         return f"{self.method}@{self.k}"
 
 
+def base_method(method: str) -> str:
+    """A method without the judge that its name tells apart from others.
+
+    >>> base_method("best_of_n[prm:min]"), base_method("majority")
+    ('best_of_n', 'majority')
+    """
+    return method.partition("[")[0]
+
+
 def evaluate(
     candidates: Sequence[Candidates],
     num_answers: Sequence[int],
     readings: Readings | None = None,
     *,
     equal: Equal = same_answer,
+    subsamples: int | None = None,
+    subsample_seed: int = 0,
 ) -> Evaluation:
     """Measure votes, and models that read the answers where there are any, on the problems that can be judged.
 
@@ -186,38 +208,61 @@ def evaluate(
       ``equal``, worth the verdict of its first vote. Of several that tie the mean counts, the expected accuracy
       of a fair draw; where nobody votes, 0
     - ``length_weighted@k``: the same, a vote of an answer of t tokens counting 1/t
-    - ``score_weighted@k``: the same, a vote counting the score of its answer; where there are scores
+    - ``best_of_n@k``, where there are scores: of the first k, the answer with the highest one that has a result; of
+      several that tie the mean counts; where none has a result and a score, 0
+    - ``score_weighted@k``: as ``majority@k``, a vote counting the score of its answer; who has no score has no vote.
+      Of several judges each has both methods, named ``best_of_n[JUDGE]@k``
     - a reader's own name: its verdict. Its detail: ``cut`` (the share that ended at the token limit),
       ``mean_tokens``, and ``selected`` (its answer equals one of the k), ``synthesised`` (it equals none)
       and ``no_answer``, each with the number of problems and the accuracy on them (None of none)
 
-    Differences: every method that has the first k answers minus ``majority@k``, paired by problem; so ``pass@k``
-    and ``pass@1`` only where each problem has k answers, being ``oracle@k`` and ``single@k`` there.
+    With ``subsamples`` every method but ``pass`` is measured not on the first k answers but on so many random subsets
+    of k of all n, the same for all methods; a problem counts with its mean over them. n is then the most answers that a
+    problem has, and answers that others lack are as one without a result (the protocol of PRM800K, Lightman et al.
+    2023). ``pass@k`` and ``pass@1`` are what ``oracle@k`` and ``single@k`` come to with ever more subsets. The detail
+    has the ``spread``: the standard deviation of the accuracy over the subsets.
+
+    Differences: every method that has the same k answers minus ``majority@k``, paired by problem; so ``pass@k``
+    and ``pass@1`` only with ``subsamples`` or where each problem has k answers, being ``oracle@k`` and ``single@k``
+    there.
     Categories: every method on the problems of each category, where problems have one.
 
     Counts: ``problems``, ``judged``, ``left_out`` (problems by the reason of the first verdict, of the
     answers in order and then of the readers, that could not be judged), and the reasons of all verdicts:
-    ``answer_reasons``, ``reader_reasons`` (by label).
+    ``answer_reasons``, ``reader_reasons`` (by label), ``scores`` (by judge: how many answers are ``scored``, and how
+    many are not, by the word for it), and ``padded``, the answers that some problems lack of n.
 
     Args:
-        candidates: at least ``max(num_answers)`` answers each.
+        candidates: at least ``max(num_answers)`` answers each; with ``subsamples`` it is enough that one has them.
         num_answers: every k.
         readings: by method and k; each has an answer to every problem.
         equal: whether two extracted answers are the same candidate.
+        subsamples: how many subsets to draw of every problem's answers.
+        subsample_seed: the same gives the same subsets of a problem, whichever others there are.
 
     Raises:
         UserError: no problem can be judged.
-        ValueError: no problems, or one with too few answers.
+        ValueError: no problems, one with too few answers or scores, or readings of the first k beside subsamples.
     """
     readings = readings or {}
     ks = sorted(set(num_answers))
-    fewest = min((len(c.verdicts) for c in candidates), default=0)
-    if not ks or not 1 <= ks[0] <= ks[-1] <= fewest:
-        raise ValueError(f"num_answers={list(num_answers)} does not fit problems with {fewest} answers or more")
+    sizes = [len(c.verdicts) for c in candidates] or [0]
+    most = min(sizes) if subsamples is None else max(sizes)
+    if not ks or not 1 <= ks[0] <= ks[-1] <= most:
+        raise ValueError(f"num_answers={list(num_answers)} does not fit problems with {most} answers or more")
+    if subsamples is not None and (subsamples < 1 or readings):
+        raise ValueError(f"subsamples={subsamples} with {len(readings)} readings: at least 1, with none")
+    _check_scores(candidates, None if subsamples is not None else ks[-1])
     judged, left_out = _split_judged(candidates, readings)
     if not judged:
         raise UserError(f"none of the {len(candidates)} problems can be judged ({_count_words(left_out)})")
-    measured = [_measure_pass(judged, 1), *_measure_all(judged, ks, readings, equal)]
+    if subsamples is not None:
+        judged = [_pad(c, most) for c in judged]
+    measured = [
+        _measure_pass(judged, 1),
+        *_measure_all(judged, ks, readings, equal, subsamples, subsample_seed),
+    ]
+    paired_with_pass = ks if subsamples is not None else [max(len(c.verdicts) for c in judged)]
     table_PM = np.array([m.values for m in measured], dtype=np.float64).T
     means_RM = resample_means(table_PM)
     return Evaluation(
@@ -229,7 +274,7 @@ def evaluate(
             )
             for column, m in enumerate(measured)
         ),
-        differences=tuple(_compare_all(measured, table_PM, means_RM, ks, max(len(c.verdicts) for c in judged))),
+        differences=tuple(_compare_all(measured, table_PM, means_RM, ks, paired_with_pass)),
         categories=tuple(_measure_categories(judged, measured, table_PM)),
         counts={
             "problems": len(candidates),
@@ -240,8 +285,29 @@ def evaluate(
                 f"{method}@{k}": count_reasons(found[c.problem_id][1] for c in candidates)
                 for (method, k), found in readings.items()
             },
+            "scores": _count_scores(candidates),
+            "padded": sum(most - size for size in sizes) if subsamples is not None else 0,
         },
     )  # fmt: skip
+
+
+def _check_scores(candidates: Sequence[Candidates], needed: int | None) -> None:
+    """Refuse problems of other judges, or with fewer scores than are needed (as many as answers unless given)."""
+    for c in candidates:
+        if c.scores.keys() != candidates[0].scores.keys():
+            raise ValueError(f"problem {c.problem_id} has scores of {list(c.scores)}, not {list(candidates[0].scores)}")
+        for name, scores in c.scores.items():
+            if len(scores) < (needed or len(c.verdicts)):
+                raise ValueError(f"problem {c.problem_id} has only {len(scores)} scores of {name}")
+
+
+def _count_scores(candidates: Sequence[Candidates]) -> dict[str, dict[str, int]]:
+    """By judge, how many answers have a score and how many have none, by reason."""
+    words: dict[str, Counter[str]] = {name: Counter(scored=0) for name in candidates[0].scores}
+    for c in candidates:
+        for name, scores in c.scores.items():
+            words[name].update(score if isinstance(score, str) else "scored" for score in scores)
+    return {name: dict(found) for name, found in words.items()}
 
 
 def _split_judged(candidates: Sequence[Candidates], readings: Readings) -> tuple[list[Candidates], Counter[str]]:
@@ -257,50 +323,114 @@ def _split_judged(candidates: Sequence[Candidates], readings: Readings) -> tuple
     return judged, left_out
 
 
+def _pad(c: Candidates, num_answers: int) -> Candidates:
+    """The problem with that many answers: those it lacks have no result and no length."""
+    lacks = num_answers - len(c.verdicts)
+    none = Verdict(answer_id="", extracted=None, correct=False, reason="no_answer")
+    scores = {name: (*found, *["missing"] * lacks) for name, found in c.scores.items()}
+    return replace(c, verdicts=(*c.verdicts, *[none] * lacks), num_tokens=(*c.num_tokens, *[0] * lacks), scores=scores)
+
+
+class _Tally:
+    """What one method chose at one k: the value of every problem, and over all problems the sums of each draw."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.totals_T: np.ndarray | float = 0.0
+        self.ties = self.nothing = 0.0
+
+    def add(self, chosen: Choices) -> None:
+        self.values.append(float(chosen.values_T.mean()))
+        self.totals_T = self.totals_T + chosen.values_T
+        self.ties += float((chosen.num_winners_T > 1).mean())
+        self.nothing += float((chosen.num_winners_T == 0).mean())
+
+    def detail(self, method: str, subsampled: bool) -> dict:
+        """Counts of ties and of problems without a winner where a method has any, and the spread over subsets."""
+        word = _WITHOUT_WINNER.get(base_method(method))
+        ties, nothing = (self.ties, self.nothing) if subsampled else (int(self.ties), int(self.nothing))
+        counts = {"ties": ties, word: nothing} if word else {}
+        return counts | ({"spread": float(np.std(self.totals_T) / len(self.values))} if subsampled else {})
+
+
 def _measure_all(
-    judged: Sequence[Candidates], ks: Sequence[int], readings: Readings, equal: Equal
+    judged: Sequence[Candidates],
+    ks: Sequence[int],
+    readings: Readings,
+    equal: Equal,
+    subsamples: int | None,
+    seed: int,
 ) -> Iterator[_Measured]:
     """All methods, k by k, but ``pass@1``."""
-    classes = [vote_classes([verdict.extracted for verdict in c.verdicts[: ks[-1]]], equal) for c in judged]
-    lengths = [[1 / max(1, tokens) for tokens in c.num_tokens] for c in judged]
-    scores = None if any(c.scores is None for c in judged) else [c.scores for c in judged]
+    tallies: dict[tuple[str, int], _Tally] = defaultdict(_Tally)
+    subsampled = subsamples is not None
+    for c in tqdm(judged, unit="problem", desc="subsets", disable=None if subsampled else True):
+        num_answers = len(c.verdicts)
+        if subsampled:
+            orders_TN = draw_orders(num_answers, subsamples, seed_of(seed, c.problem_id))
+        else:
+            orders_TN = np.arange(num_answers)[None]
+        for method, k, chosen in _choose_all(c, ks, orders_TN, equal):
+            tallies[method, k].add(chosen)
     for k in ks:
         if k > 1:
             yield _measure_pass(judged, k)
-        tokens = _mean([sum(c.num_tokens[:k]) for c in judged])
-        right = [[bool(verdict.correct) for verdict in c.verdicts[:k]] for c in judged]
-        yield _Measured(method=ORACLE, k=k, values=[float(oracle(row)) for row in right], answer_tokens=tokens)
-        yield _Measured(method=SINGLE, k=k, values=[_mean(row) for row in right], answer_tokens=tokens / k)
-        of_k = [[kept for members in found if (kept := [i for i in members if i < k])] for found in classes]
-        for method, weights in ((MAJORITY, None), (LENGTH_WEIGHTED, lengths), (SCORE_WEIGHTED, scores)):
-            if method == MAJORITY or weights is not None:
-                yield _measure_vote(method, k, judged, of_k, weights, tokens)
+        tokens = _mean([k * _mean(c.num_tokens) if subsampled else sum(c.num_tokens[:k]) for c in judged])
+        for (method, of_k), tally in tallies.items():
+            if of_k == k:
+                yield _Measured(
+                    method=method, k=k, values=tally.values, detail=tally.detail(method, subsampled),
+                    answer_tokens=tokens / k if method == SINGLE else tokens,
+                )  # fmt: skip
         for (method, read_k), found in readings.items():
             if read_k == k:
                 yield _measure_reader(method, k, judged, [found[c.problem_id] for c in judged], tokens, equal)
+
+
+def _choose_all(
+    c: Candidates, ks: Sequence[int], orders_TN: np.ndarray, equal: Equal
+) -> Iterator[tuple[str, int, Choices]]:
+    """What every method that needs no model chooses, k by k, of the first k answers of each order."""
+    classes = vote_classes([verdict.extracted for verdict in c.verdicts], equal)
+    class_N = np.full(len(c.verdicts), len(classes))  # who has no result votes for none
+    for number, members in enumerate(classes):
+        class_N[members] = number
+    right_N = np.array([bool(verdict.correct) for verdict in c.verdicts])
+    right_C = right_N[[members[0] for members in classes]]
+    right_TN, class_TN = right_N[orders_TN], class_N[orders_TN]
+    length_TN = (1 / np.maximum(1, c.num_tokens))[orders_TN]
+    judges = [(name, *_place_scores(scores, class_N, len(classes))) for name, scores in c.scores.items()]
+    judges_TN = [(name, *(values_N[orders_TN] for values_N in of_judge)) for name, *of_judge in judges]
+    for k in ks:
+        drawn = np.s_[: 1 if k == len(class_N) else None, :k]  # of all answers there is one subset
+        right_TK = right_TN[drawn]
+        one_T = np.ones(len(right_TK), int)
+        yield ORACLE, k, Choices(right_TK.any(axis=1).astype(float), one_T)
+        yield SINGLE, k, Choices(right_TK.mean(axis=1), one_T)
+        yield MAJORITY, k, vote_in_draws(class_TN[drawn], right_C)
+        yield LENGTH_WEIGHTED, k, vote_in_draws(class_TN[drawn], right_C, length_TN[drawn])
+        for name, best_TN, vote_TN, weight_TN in judges_TN:
+            judge = f"[{name}]" if len(judges) > 1 else ""
+            yield BEST_OF_N + judge, k, best_in_draws(best_TN[drawn], right_TK)
+            yield SCORE_WEIGHTED + judge, k, vote_in_draws(vote_TN[drawn], right_C, weight_TN[drawn])
+
+
+def _place_scores(
+    scores: Sequence[float | str], class_N: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A judge's scores as ``best_in_draws`` takes them, and the votes and weights that they give to N answers."""
+    weight_N, scored_N = np.zeros(len(class_N)), np.zeros(len(class_N), bool)
+    for index, score in enumerate(scores):
+        if not isinstance(score, str):
+            weight_N[index], scored_N[index] = score, True
+    vote_N = np.where(scored_N, class_N, num_classes)
+    return np.where(vote_N < num_classes, weight_N, -np.inf), vote_N, weight_N
 
 
 def _measure_pass(judged: Sequence[Candidates], k: int) -> _Measured:
     right = [sum(bool(verdict.correct) for verdict in c.verdicts) for c in judged]
     values = [pass_at_k(len(c.verdicts), correct, k) for c, correct in zip(judged, right, strict=True)]
     return _Measured(method=PASS, k=k, values=values, answer_tokens=k * _mean([_mean(c.num_tokens) for c in judged]))
-
-
-def _measure_vote(
-    method: str,
-    k: int,
-    judged: Sequence[Candidates],
-    classes: Sequence[Sequence[Sequence[int]]],
-    weights: Sequence[Sequence[float]] | None,
-    tokens: float,
-) -> _Measured:
-    elected = [elect(found, weights and weights[index]) for index, found in enumerate(classes)]
-    values = [
-        _mean([float(bool(c.verdicts[i].correct)) for i in winners]) if winners else 0.0
-        for c, winners in zip(judged, elected, strict=True)
-    ]
-    detail = {"ties": sum(len(winners) > 1 for winners in elected), "no_votes": elected.count([])}
-    return _Measured(method=method, k=k, values=values, answer_tokens=tokens, detail=detail)
 
 
 def _measure_reader(
@@ -343,13 +473,17 @@ def _reader_detail(
 
 
 def _compare_all(
-    measured: Sequence[_Measured], table_PM: np.ndarray, means_RM: np.ndarray, ks: Sequence[int], most_answers: int
+    measured: Sequence[_Measured],
+    table_PM: np.ndarray,
+    means_RM: np.ndarray,
+    ks: Sequence[int],
+    paired_with_pass: Sequence[int],
 ) -> Iterator[Comparison]:
-    """Every method that has the first k answers minus ``majority@k``."""
+    """Every method that has the same k answers minus ``majority@k``, ``pass`` at some k."""
     for k in ks:
         base = next(column for column, m in enumerate(measured) if (m.method, m.k) == (MAJORITY, k))
         for column, m in enumerate(measured):
-            same_answers = m.k in (1, k) and k == most_answers if m.method == PASS else m.k == k
+            same_answers = m.k in (1, k) and k in paired_with_pass if m.method == PASS else m.k == k
             if column != base and same_answers:
                 observed = float((table_PM[:, column] - table_PM[:, base]).mean())
                 found = describe_difference(observed, means_RM[:, column] - means_RM[:, base])
@@ -399,6 +533,12 @@ def describe(evaluation: Evaluation | Report) -> str:
     counts = evaluation.counts
     if counts["left_out"]:
         notes.append(f"left out, because not every answer can be judged: {_count_words(counts['left_out'])}")
+    for judge, found in counts["scores"].items():
+        if len(found) > 1:
+            without = _count_words({word: count for word, count in found.items() if word != "scored"})
+            notes.append(f"{judge}: answers without a score are never chosen and have no vote: {without}")
+    if counts["padded"]:
+        notes.append(f"{counts['padded']} answers that problems lack of the most that one has: as without a result")
     readers = _reader_rows(evaluation)
     if len(readers) > 1:
         parts.append(format_table(readers))
@@ -410,27 +550,34 @@ def _shown(evaluation: Evaluation | Report, k: int) -> list[Result]:
     """The results of one k, and ``pass@1``, without those that say the same as another of them."""
     hidden: set[str] = set()
     if k == 1:
-        hidden = {ORACLE, SINGLE, LENGTH_WEIGHTED, SCORE_WEIGHTED}  # there is but the one answer
+        hidden = {ORACLE, SINGLE, LENGTH_WEIGHTED, BEST_OF_N, SCORE_WEIGHTED}  # there is but the one answer
     elif any((d.method, d.baseline) == (f"{PASS}@1", f"{MAJORITY}@{k}") for d in evaluation.differences):
-        hidden = {ORACLE, SINGLE}  # no problem has more than k answers
+        hidden = {ORACLE, SINGLE}  # no problem has more than k answers, or all were drawn from
     found = [r for r in evaluation.results if r.k == k or (r.method, r.k) == (PASS, 1)]
-    return [r for r in found if r.method not in hidden]
+    return [r for r in found if base_method(r.method) not in hidden]
 
 
 def _describe_k(evaluation: Evaluation | Report, k: int, results: Sequence[Result]) -> list[str]:
-    """The table of one k: accuracy, difference to the majority and generated tokens a problem; then its details."""
+    """The table of one k: accuracy, difference to the majority, generated tokens a problem and, of subsets, the spread
+    over them; then its details."""
     baseline = f"{MAJORITY}@{k}"
     compared = {found.method: found for found in evaluation.differences if found.baseline == baseline}
-    rows = [["method", "accuracy %", "95 % interval", f"- {baseline}", "p", "tokens"]]
+    subsampled = any("spread" in result.detail for result in results)
+    rows = [["method", "accuracy %", "95 % interval", f"- {baseline}", "p", "tokens", *(["spread"] * subsampled)]]
     for result in results:
         found = compared.get(result.label)
         compared_cells = ["", ""] if found is None else [_difference_words(found), f"{found.p_value:.2g}"]
         tokens = f"{result.answer_tokens + result.reader_tokens:.0f}"
         rows.append([result.label, percent(result.value), interval(result), *compared_cells, tokens])
+        if subsampled:
+            rows[-1].append(percent(result.detail["spread"]) if "spread" in result.detail else "")
     lines = [format_table(rows)]
     for result in results:
-        if result.detail.get("ties") or result.detail.get("no_votes"):
-            lines.append(f"{result.label}: {result.detail['ties']} ties, {result.detail['no_votes']} without a vote")
+        word = _WITHOUT_WINNER.get(base_method(result.method))
+        ties, nothing = result.detail.get("ties", 0), result.detail.get(word, 0)
+        if ties or nothing:
+            what = "a vote" if word == "no_votes" else "a scored result"
+            lines.append(f"{result.label}: {ties:.4g} ties, {nothing:.4g} without {what}")
     return lines
 
 

@@ -1,14 +1,16 @@
 """Choosing among many answers, and how sure the resulting numbers are: pure functions, no torch.
 
-Everything works on one problem's answers (``elect``, ``majority_vote``, ``oracle``, ``pass_at_k``) or on
-numbers of problems (``bootstrap_interval``, ``paired_bootstrap``): problems are the unit that is drawn
-anew, because samples of one problem are not independent of each other.
+Everything works on one problem's answers (``elect``, ``majority_vote``, ``pass_at_k``), on many subsets of them at
+once (``draw_orders``, ``vote_in_draws``, ``best_in_draws``) or on numbers of problems (``bootstrap_interval``,
+``paired_bootstrap``): problems are the unit that is drawn anew, because samples of one problem are not independent of
+each other.
+
+Shapes: T draws, K answers in each, C candidates of a vote; P problems, M measures, R resamples.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from tt_reasoning.grading import normalize
 
 Equal = Callable[[str, str], bool]
 _spell = functools.lru_cache(maxsize=4096)(normalize)
+_ROUNDING = 1e-9  # relative: sums of weights closer than this tie
 _CELLS_AT_ONCE = 1_000_000  # of the resamples-by-problems table: 8 MB of indices, of counts and of floats each
 
 
@@ -63,44 +66,27 @@ def vote_classes(extracted: Sequence[str | None], equal: Equal = same_answer) ->
     return classes
 
 
-def elect(classes: Sequence[Sequence[int]], weights: Sequence[float] | None = None) -> list[int]:
+def elect(classes: Sequence[Sequence[int]]) -> list[int]:
     """The winners of a vote, each by the index of its first vote: several when they tie, none when nobody votes.
-
-    Args:
-        classes: as ``vote_classes`` gives them.
-        weights: what the vote of every answer counts, at least 0; 1 each unless given. Sums that differ by
-            rounding alone are a tie.
 
     >>> elect([[0], [1, 3], [2]]), elect([[0, 2], [1, 3]]), elect([])
     ([1], [0, 1], [])
-    >>> elect([[0, 2], [1]], weights=[0.25, 0.75, 0.25])
-    [1]
     """
-    totals = [float(len(m)) if weights is None else math.fsum(weights[i] for i in m) for m in classes]
-    most = max(totals, default=0.0)
-    return [m[0] for m, total in zip(classes, totals, strict=True) if math.isclose(total, most, rel_tol=1e-9)]
+    most = max(map(len, classes), default=0)
+    return [members[0] for members in classes if len(members) == most]
 
 
 def majority_vote(extracted: Sequence[str | None], equal: Equal = same_answer) -> str | None:
     """The answer most samples agree on, as its first voter wrote it; None when nobody votes.
 
     A tie goes to the answer that came first: where one answer must be named, that is a fair draw which repeats
-    exactly, since samples are exchangeable. To measure a vote, take the mean over its winners (``elect``).
+    exactly, since samples are exchangeable. To measure a vote, take the mean over its winners (``vote_in_draws``).
 
     >>> majority_vote(["7", None, "4", "4.0"]), majority_vote(["7", "4"]), majority_vote([None])
     ('4', '7', None)
     """
     winners = elect(vote_classes(extracted, equal))
     return extracted[winners[0]] if winners else None
-
-
-def oracle(correct: Sequence[bool]) -> bool:
-    """Whether a perfect judge could pick a correct answer: any is. None given, none is.
-
-    >>> oracle([False, True]), oracle([])
-    (True, False)
-    """
-    return any(correct)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -122,6 +108,68 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     if num_samples - num_correct < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(num_samples - num_correct + 1, num_samples + 1)))
+
+
+def draw_orders(num_answers: int, num_draws: int, seed: int) -> np.ndarray:
+    """Random orders of a problem's answers, (T, num_answers): the first K of each are a random subset of K, drawn
+    without replacement, for every K at once.
+
+    >>> np.sort(draw_orders(3, 2, seed=0)).tolist()
+    [[0, 1, 2], [0, 1, 2]]
+    """
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(num_answers), (num_draws, 1)), axis=1)
+
+
+class Choices(NamedTuple):
+    """What a method chose in each of T draws: the share of its winners that is right, 0 where there is none, and how
+    many winners there are (more than one of a tie)."""
+
+    values_T: np.ndarray
+    num_winners_T: np.ndarray
+
+
+def vote_in_draws(class_TK: np.ndarray, right_C: np.ndarray, weight_TK: np.ndarray | None = None) -> Choices:
+    """A vote over the K answers of each draw. Sums of weights that differ by rounding alone tie; where all are 0, all
+    candidates with a vote do.
+
+    Args:
+        class_TK: which candidate each answer votes for, C for none.
+        right_C: whether each candidate is right.
+        weight_TK: what each vote counts, at least 0; 1 each unless given.
+
+    >>> vote_in_draws(np.array([[0, 1, 1], [0, 1, 2]]), np.array([True, False])).values_T.tolist()
+    [0.0, 0.5]
+    """
+    num_draws, slots = len(class_TK), len(right_C) + 1
+    cells = (class_TK + slots * np.arange(num_draws)[:, None]).ravel()
+    totals_TC = np.bincount(cells, minlength=num_draws * slots).reshape(num_draws, slots)[:, :-1]
+    there_TC = totals_TC > 0
+    if weight_TK is not None:
+        totals_TC = np.bincount(cells, weight_TK.ravel(), num_draws * slots).reshape(num_draws, slots)[:, :-1]
+    won_TC = there_TC & (totals_TC >= _as_much(totals_TC.max(axis=1, initial=0))[:, None])
+    return _share(won_TC.sum(axis=1), won_TC @ right_C.astype(np.float64))
+
+
+def best_in_draws(score_TK: np.ndarray, right_TK: np.ndarray) -> Choices:
+    """The answer with the highest score of each draw; scores are at least 0, and one of -inf is never chosen.
+
+    Scores that differ by rounding alone tie, as sums of votes do.
+
+    >>> best_in_draws(np.array([[0.5, 0.9, -np.inf]]), np.array([[True, False, True]])).values_T.tolist()
+    [0.0]
+    """
+    best_T = score_TK.max(axis=1)
+    won_TK = score_TK >= np.where(np.isfinite(best_T), _as_much(best_T), np.inf)[:, None]
+    return _share(won_TK.sum(axis=1), (won_TK & right_TK).sum(axis=1))
+
+
+def _as_much(most: np.ndarray) -> np.ndarray:
+    """From where on a number of at least 0 is the same as ``most`` but for rounding."""
+    return most * (1 - _ROUNDING)
+
+
+def _share(num_winners_T: np.ndarray, num_right_T: np.ndarray) -> Choices:
+    return Choices(num_right_T / np.maximum(num_winners_T, 1), num_winners_T)
 
 
 def resample_means(values_PM: np.ndarray, *, num_resamples: int = 10_000, seed: int = 0) -> np.ndarray:

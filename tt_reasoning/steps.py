@@ -104,29 +104,47 @@ def check_steps(steps: Sequence[Step], text: str) -> None:
     ...
     ValueError: the steps do not cover the answer: ' two' lies in none
     """
+    check_order(steps)
+    if steps and steps[-1].end > len(text):
+        raise ValueError(f"step {len(steps) - 1} ends at {steps[-1].end}, behind the answer's {len(text)} characters")
+    at = 0
+    for start, end in [*((step.start, step.end) for step in steps), (len(text), len(text))]:
+        if text[at:start].strip():
+            raise ValueError(f"the steps do not cover the answer: {text[at:start][:40]!r} lies in none")
+        at = end
+
+
+def check_order(steps: Sequence[Step]) -> None:
+    """Refuse steps that are no answer's, whatever its text: not numbered from 0, not one behind the other, or with a
+    score that is none.
+
+    Raises:
+        ValueError: says what lies where.
+    """
     at = 0
     for number, step in enumerate(steps):
         if step.index != number:
             raise ValueError(f"step {number} is numbered {step.index}")
-        if not at <= step.start < step.end <= len(text):
-            raise ValueError(f"step {number} lies at {step.start} to {step.end}, outside {at} to {len(text)}")
-        if text[at : step.start].strip():
-            raise ValueError(f"the steps do not cover the answer: {text[at : step.start][:40]!r} lies in none")
+        if not at <= step.start < step.end:
+            raise ValueError(f"step {number} lies at {step.start} to {step.end}, not behind {at}")
         if step.score is not None and not 0 <= step.score <= 1:
             raise ValueError(f"step {number} has score {step.score}, outside 0 to 1")
         at = step.end
-    if text[at:].strip():
-        raise ValueError(f"the steps do not cover the answer: {text[at:][:40]!r} lies in none")
 
 
 def read_steps(path: str | Path) -> dict[str, list[Step]]:
     """The steps of a file by answer. Raises UserError on a malformed line or an answer's steps in two places."""
-    found: dict[str, list[Step]] = {}
+    return dict(iterate_steps(path))
+
+
+def iterate_steps(path: str | Path) -> Iterator[tuple[str, list[Step]]]:
+    """The same, an answer with its steps at a time."""
+    seen = set()
     for answer_id, steps in groupby(store.read_records(path, Step), key=lambda step: step.answer_id):
-        if answer_id in found:
+        if answer_id in seen:
             raise UserError(f"{path}: the steps of answer {answer_id} stand in two places; build them anew")
-        found[answer_id] = list(steps)
-    return found
+        seen.add(answer_id)
+        yield answer_id, list(steps)
 
 
 def read_step_groups(folder: str | Path) -> Iterator[tuple[Problem, list[tuple[Answer, list[Step]]]]]:
