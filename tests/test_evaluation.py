@@ -117,7 +117,7 @@ def test_an_answer_without_a_score_has_no_vote_and_is_counted_by_reason() -> Non
     assert result_of(evaluation, "score_weighted@3").detail == {"ties": 0, "no_votes": 1}
     assert evaluation.counts["scores"] == {"prm": {"scored": 10, "too_long": 1, "no_steps": 1}}
     text = describe(evaluation)
-    assert "prm: answers without a score are never chosen and have no vote: too_long 1, no_steps 1" in text
+    assert "prm: answers without a score are never chosen and have no vote: too_long 1, no_steps 1 of 12" in text
     assert "best_of_n@3: 1 ties, 1 without a scored result" in text
 
 

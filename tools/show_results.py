@@ -22,6 +22,7 @@ from tt_reasoning.evaluation import (
     RESULTS,
     Report,
     Result,
+    base_method,
     format_table,
     interval,
     percent,
@@ -38,7 +39,7 @@ class Arguments:
     results: Path
     """folder with results of tools/evaluate.py in it, at any depth"""
     methods: tuple[str, ...] = ()
-    """only these methods, such as majority aggregator"""
+    """only these methods, such as majority aggregator; best_of_n stands for those of every judge"""
     num_answers: tuple[int, ...] = ()
     """only these k"""
     categories: bool = False
@@ -62,6 +63,9 @@ def main(args: Arguments) -> str:
     if any(cell.endswith("*") for row in rows for cell in row):
         mark = "\n\\*" if args.format == "markdown" else "*"
         print(f"{mark} p < {_SIGNIFICANT} against {MAJORITY}@k")
+    for name, report in reports.items():
+        if subsets := report.settings.get("evaluate", {}).get("subsamples"):
+            print(f"{name}: means over {subsets} random subsets of k of its {report.most_samples} answers a problem")
     runs = "1 run" if len(reports) == 1 else f"{len(reports)} runs"
     return f"{runs} under {args.results}" + (f"; plot: {args.plot}" if args.plot else "")
 
@@ -84,13 +88,14 @@ def run_name(path: Path, folder: Path) -> str:
 
 def choose(reports: Mapping[str, Report], args: Arguments) -> dict[str, Report]:
     """The reports with the methods and numbers of answers asked for; without those that have none of them."""
-    known = {result.method for report in reports.values() for result in report.results}
+    known = {name for r in reports.values() for result in r.results for name in names_of(result.method)}
     for method in args.methods:
         if method not in known:
             raise unknown_name("method", method, known)
 
     def wanted(row: Result) -> bool:
-        return (not args.methods or row.method in args.methods) and (not args.num_answers or row.k in args.num_answers)
+        named = not args.methods or any(name in args.methods for name in names_of(row.method))
+        return named and (not args.num_answers or row.k in args.num_answers)
 
     chosen = {
         name: replace(
@@ -103,6 +108,11 @@ def choose(reports: Mapping[str, Report], args: Arguments) -> dict[str, Report]:
         ks = sorted({result.k for report in reports.values() for result in report.results})
         raise UserError(f"no run has these methods with --num-answers {_spaced(args.num_answers)}; k is {_spaced(ks)}")
     return left
+
+
+def names_of(method: str) -> tuple[str, str]:
+    """What a method may be called: as it stands in the table, or without its judge."""
+    return method, base_method(method)
 
 
 def list_rows(reports: Mapping[str, Report]) -> list[list[str]]:

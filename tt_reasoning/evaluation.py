@@ -533,10 +533,8 @@ def describe(evaluation: Evaluation | Report) -> str:
     counts = evaluation.counts
     if counts["left_out"]:
         notes.append(f"left out, because not every answer can be judged: {_count_words(counts['left_out'])}")
-    for judge, found in counts["scores"].items():
-        if len(found) > 1:
-            without = _count_words({word: count for word, count in found.items() if word != "scored"})
-            notes.append(f"{judge}: answers without a score are never chosen and have no vote: {without}")
+    for words, judges in _group_skipped(counts["scores"]).items():
+        notes.append(f"{', '.join(judges)}: answers without a score are never chosen and have no vote: {words}")
     if counts["padded"]:
         notes.append(f"{counts['padded']} answers that problems lack of the most that one has: as without a result")
     readers = _reader_rows(evaluation)
@@ -546,11 +544,23 @@ def describe(evaluation: Evaluation | Report) -> str:
     return "\n\n".join([*parts, *notes])
 
 
+def _group_skipped(scores: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
+    """The judges, several under one aggregate each, by what they skipped."""
+    groups = defaultdict(list)
+    for judge, found in scores.items():
+        skipped = {word: count for word, count in found.items() if word != "scored"}
+        if skipped:
+            groups[f"{_count_words(skipped)} of {sum(found.values())}"].append(judge)
+    return groups
+
+
 def _shown(evaluation: Evaluation | Report, k: int) -> list[Result]:
     """The results of one k, and ``pass@1``, without those that say the same as another of them."""
     hidden: set[str] = set()
     if k == 1:
-        hidden = {ORACLE, SINGLE, LENGTH_WEIGHTED, BEST_OF_N, SCORE_WEIGHTED}  # there is but the one answer
+        hidden = {ORACLE, SINGLE, LENGTH_WEIGHTED}  # there is but the one answer
+        if not _group_skipped(evaluation.counts["scores"]):
+            hidden |= {BEST_OF_N, SCORE_WEIGHTED}
     elif any((d.method, d.baseline) == (f"{PASS}@1", f"{MAJORITY}@{k}") for d in evaluation.differences):
         hidden = {ORACLE, SINGLE}  # no problem has more than k answers, or all were drawn from
     found = [r for r in evaluation.results if r.k == k or (r.method, r.k) == (PASS, 1)]

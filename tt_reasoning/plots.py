@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import (
     AGGREGATOR,
+    BEST_OF_N,
     LENGTH_WEIGHTED,
     MAJORITY,
     ORACLE,
@@ -18,6 +19,7 @@ from tt_reasoning.evaluation import (
     SINGLE,
     Report,
     Result,
+    base_method,
 )
 
 if TYPE_CHECKING:
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
-# Colour, marker and line of each method, in the order drawn: apart for colour-blind readers (Okabe and Ito's palette)
-# and in grey. What only a perfect judge would reach is pale: a bound, not a method.
+# Colour, marker and line of each method, in the order drawn: apart for colour-blind readers (Okabe and Ito's palette,
+# and the wine red of Tol's) and in grey. What only a perfect judge would reach is pale: a bound, not a method.
 _STYLES = {
     MAJORITY: ("#e69f00", "o", "-"),
     LENGTH_WEIGHTED: ("#56b4e9", "s", "-"),
     SCORE_WEIGHTED: ("#0072b2", "P", "-"),
+    BEST_OF_N: ("#882255", "*", "-"),
     "usc": ("#cc79a7", "v", "-"),
     "usc_majority": ("#d55e00", "^", "-"),
     AGGREGATOR: ("#009e73", "D", "-"),
@@ -38,6 +41,7 @@ _STYLES = {
     ORACLE: ("#b0b0b0", ".", ":"),
     PASS: ("#8c8c8c", ".", "--"),
 }
+_JUDGE_LINES = ("-", "--", "-.", ":")  # of one method by several judges
 _PASS_1 = "pass@1"
 _DIFFICULTY_COLORS = {"all_wrong": "#e69f00", "mixed": "#56b4e9", "all_correct": "#009e73", "unjudged": "#d5d5d5"}
 
@@ -171,17 +175,41 @@ def _drawn(report: Report) -> list[Result]:
     return [result for result in report.results if result.method not in (ORACLE, SINGLE) or PASS not in methods]
 
 
-def _style(method: str) -> dict[str, str]:
-    """Colour, marker and line of a method; one that is not known is black."""
+def _style(method: str, methods: Sequence[str]) -> dict[str, str]:
+    """Colour, marker and line of one of the methods drawn, in their order; one that is not known is black.
+
+    Those of several judges have the colour of their kind, each paler than the one before, and lines of their own.
+
+    >>> methods = ["majority", "best_of_n[prm:min]", "best_of_n[prm:prod]"]
+    >>> [_style(method, methods)["color"] for method in methods]
+    ['#e69f00', '#882255', '#ad678a']
+    """
     if method.startswith(f"{AGGREGATOR}_cut"):
         return {"color": "#7fcdb0", "marker": "D", "linestyle": "--"}
-    color, marker, line = _STYLES.get(method, ("#000000", "x", "-"))
+    kind = base_method(method)
+    color, marker, line = _STYLES.get(kind, ("#000000", "x", "-"))
+    if kind != method:
+        judges = [other for other in methods if base_method(other) == kind]
+        number = judges.index(method)
+        color, line = _mix_white(color, 0.62 * number / max(2, len(judges) - 1)), _JUDGE_LINES[number % 4]
     return {"color": color, "marker": marker, "linestyle": line}
+
+
+def _mix_white(color: str, share: float) -> str:
+    """A colour #rrggbb with a share of white in it."""
+    channels = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(channel + share * (255 - channel)):02x}" for channel in channels)
 
 
 def _in_order(methods: Iterable[str]) -> list[str]:
     order = list(_STYLES)
-    return sorted(set(methods), key=lambda m: (order.index(m) if m in order else order.index(AGGREGATOR) + 0.5, m))
+    unknown = order.index(AGGREGATOR) + 0.5
+
+    def place(method: str) -> tuple[float, str]:
+        kind = base_method(method)
+        return (order.index(kind) if kind in order else unknown, method)
+
+    return sorted(set(methods), key=place)
 
 
 def _plot_bars(reports: Mapping[str, Report], path: str | Path) -> None:
@@ -202,7 +230,7 @@ def _plot_bars(reports: Mapping[str, Report], path: str | Path) -> None:
         errors = [[100 * (r.value - r.low) for _, r in bars], [100 * (r.high - r.value) for _, r in bars]]
         axes.bar(
             [place for place, _ in bars], [100 * result.value for _, result in bars], 0.92 * width, yerr=errors,
-            capsize=3, color=_bar_color(method), label=method if method == _PASS_1 else f"{method}@k",
+            capsize=3, color=_bar_color(method, methods), label=method if method == _PASS_1 else f"{method}@k",
             error_kw={"ecolor": "#444444", "elinewidth": 1},
         )  # fmt: skip
         for place, result in bars:
@@ -228,8 +256,8 @@ def _bar_name(result: Result) -> str:
     return _PASS_1 if (result.method, result.k) == (PASS, 1) else result.method
 
 
-def _bar_color(method: str) -> str:
-    return {_PASS_1: "#5a5a5a", PASS: "#d5d5d5"}.get(method) or _style(method)["color"]
+def _bar_color(method: str, methods: Sequence[str]) -> str:
+    return {_PASS_1: "#5a5a5a", PASS: "#d5d5d5"}.get(method) or _style(method, methods)["color"]
 
 
 def _plot_lines(reports: Mapping[str, Report], path: str | Path, against: Literal["k", "tokens"]) -> None:
@@ -245,7 +273,8 @@ def _plot_lines(reports: Mapping[str, Report], path: str | Path, against: Litera
         for position, method in enumerate(methods):
             line = sorted((r for r in _drawn(report) if r.method == method), key=lambda r: r.k)
             if line:
-                _draw_line(axes, method, line, against, shift=1.04 ** (position - (len(methods) - 1) / 2))
+                shift = 1.04 ** (position - (len(methods) - 1) / 2)
+                _draw_line(axes, method, line, against, shift, _style(method, methods))
         axes.set_title(f"{name}: {Path(report.model).name}\n{report.dataset}, {report.num_problems} problems", size=10)
         axes.set_xscale("log", base=2 if against == "k" else 10)
         if against == "k":
@@ -271,11 +300,17 @@ def _plot_lines(reports: Mapping[str, Report], path: str | Path, against: Litera
     save_figure(figure, path)
 
 
-def _draw_line(axes: Axes, method: str, line: Sequence[Result], against: Literal["k", "tokens"], shift: float) -> None:
+def _draw_line(
+    axes: Axes,
+    method: str,
+    line: Sequence[Result],
+    against: Literal["k", "tokens"],
+    shift: float,
+    style: Mapping[str, str],
+) -> None:
     """A method's line in its band; a single point has an interval and stands apart from others by ``shift``."""
     places = [r.k if against == "k" else r.answer_tokens + r.reader_tokens for r in line]
     values, lows, highs = ([100 * getattr(r, name) for r in line] for name in ("value", "low", "high"))
-    style = _style(method)
     if len(line) > 1:
         axes.fill_between(places, lows, highs, color=style["color"], alpha=0.13, linewidth=0)
     else:

@@ -74,7 +74,7 @@ class Scores:
             if end is not None and not len(answer.text.rstrip()) <= end <= len(answer.text):
                 raise UserError(
                     f"{self.path / STEPS}: the steps of answer {answer.id} end at {end} of its {len(answer.text)} "
-                    "characters; score anew with tools/rank_answers.py"
+                    "characters; run tools/rank_answers.py again"
                 )
 
 

@@ -17,7 +17,8 @@ from tt_reasoning import store
 from tt_reasoning.answer_sets import first_answers
 from tt_reasoning.evaluation import read_report
 from tt_reasoning.prompts import answer_set_text, get_prompt
-from tt_reasoning.types import Answer, Problem, Sampling, Verdict
+from tt_reasoning.scores import Skipped
+from tt_reasoning.types import Answer, Problem, Sampling, Score, Step, Verdict
 
 TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
 SAMPLING = Sampling(model="models/tiny", prompt="answer")
@@ -40,6 +41,10 @@ def make_answers(problem: Problem, results: list[str | None]) -> list[tuple[Answ
         reason = "no_answer" if result is None else "match" if correct else "mismatch"
         made.append((answer, Verdict(answer_id=name, extracted=result, correct=correct, reason=reason)))
     return made
+
+
+def all_answers() -> list[Answer]:
+    return [answer for p, results in zip(PROBLEMS, RESULTS, strict=True) for answer, _ in make_answers(p, results)]
 
 
 @pytest.fixture
@@ -201,20 +206,129 @@ def test_new_samples_in_the_folder_leave_what_was_read_as_it_is(world: Path) -> 
 
 
 def test_scores_of_a_judge_weigh_the_votes(world: Path) -> None:
-    made = [pair for problem, results in zip(PROBLEMS, RESULTS, strict=True) for pair in make_answers(problem, results)]
     scores = [1, 1, 3, 2.5, 1, 1, 0, 0, 0]  # 5 beats 2 and 2; 3 beats 4 and 4; 7 and 8 tie
-    rows = [{"answer_id": answer.id, "score": score} for (answer, _), score in zip(made, scores, strict=True)]
+    rows = [{"answer_id": answer.id, "score": score} for answer, score in zip(all_answers(), scores, strict=True)]
     path = world / "scores.jsonl"
     store.write_records(path, rows)
     assert evaluate(world, "--scores", "scores.jsonl").returncode == 0
-    assert values(world)["score_weighted@3"] == 0
+    found = values(world)
+    assert found["score_weighted@3"] == 0
+    assert found["best_of_n@3"] == 0  # 3 for the 5, 2.5 for the 3, and nothing between 7 and 8
     store.write_records(path, rows[1:])
     assert_refused(
         evaluate(world, "--scores", "scores.jsonl"), "1 of the 9 answers have no score", rows[0]["answer_id"]
     )
     store.write_records(path, [{**rows[0], "score": -0.5}, *rows[1:]])
     assert_refused(evaluate(world, "--scores", "scores.jsonl"), "has the score -0.5", "at least 0")
-    assert_refused(evaluate(world, "--scores", "gone.jsonl"), "no such file: gone.jsonl")
+    assert_refused(evaluate(world, "--scores", "gone.jsonl"), "no such file or folder of scores: gone.jsonl")
+    store.write_records(path, rows)
+    assert_refused(evaluate(world, "--scores", "scores.jsonl", "--aggregate", "min"), "name a folder of rank_answers")
+
+
+def make_judge(world: Path, scores: list[tuple[float, ...]], name: str = "prm", aggregate: str = "min") -> Path:
+    """A folder of scores: of every answer, in order, the scores of its steps; an empty row is one that is too long."""
+    steps, skipped = [], []
+    for answer, row in zip(all_answers(), scores, strict=True):
+        ends = [*range(1, len(row)), len(answer.text)]
+        steps += [
+            Step(answer_id=answer.id, index=i, start=end - 1, end=end, score=score)
+            for i, (end, score) in enumerate(zip(ends, row, strict=False))
+        ]
+        skipped += [] if row else [Skipped(answer_id=answer.id, reason="too_long")]
+    with store.open_run(world / name, "rank_answers", {"judge": "tiny", "aggregate": aggregate}) as folder:
+        store.write_records(folder / "steps.jsonl", steps)
+        store.write_records(folder / "skipped.jsonl", skipped)
+    return folder
+
+
+# By problem, for results 2 2 5, 3 4 4.0 and 7 - 8, of which the first two and the 4s are right.
+STEP_SCORES = [(0.6, 0.6), (0.5,), (0.9, 0.4), (), (0.2,), (0.3, 0.9), (), (1.0,), ()]
+
+
+def test_best_of_n_and_weighted_votes_come_from_a_folder_of_step_scores(world: Path) -> None:
+    folder = make_judge(world, STEP_SCORES)
+    before = files(folder)
+    done = evaluate(world, "--scores", "prm", num_answers=(2, 3))
+    assert done.returncode == 0, done.stderr
+    found = values(world)
+    # by the minimum the first answers win with 0.6 and 0.3; who has no result is not chosen, and the rest are skipped
+    assert found["best_of_n@3"] == pytest.approx((1 + 1 + 0) / 3)
+    assert found["score_weighted@3"] == pytest.approx((1 + 1 + 0) / 3)
+    report = read_report(world / "out" / "results.json")
+    assert report.counts["scores"] == {"prm:min": {"scored": 6, "too_long": 3}}
+    assert next(r for r in report.results if r.label == "best_of_n@3").detail == {"ties": 0, "no_choice": 1}
+    assert "prm:min: answers without a score are never chosen and have no vote: too_long 3 of 9" in done.stdout
+    assert ("best_of_n@2", "majority@2") in {(d.method, d.baseline) for d in report.differences}
+    assert files(folder) == before
+
+
+def test_several_judges_and_aggregates_stand_beside_each_other(world: Path) -> None:
+    make_judge(world, STEP_SCORES)
+    make_judge(world, [(0.1,)] * 8 + [(0.2,)], "orm", "last")
+    store.write_records(world / "same.jsonl", [Score(answer_id=answer.id, score=7.0) for answer in all_answers()])
+    done = evaluate(world, "--scores", "prm", "orm", "same.jsonl", "--aggregate", "last", "prod", "mean")
+    assert done.returncode == 0, done.stderr
+    found = values(world)
+    # by the last step 0.6, 0.5, 0.4 and 0.2, 0.9; by the product 0.36, 0.5, 0.36: the second answer is right as well;
+    # by the mean 0.6, 0.5, 0.65: the wrong one
+    best = {name: found[f"best_of_n[{name}]@3"] for name in ("prm:last", "prm:prod", "prm:mean", "orm:last", "same")}
+    ties = (2 / 3 + 2 / 3) / 3  # all scored alike, but the last 8 of orm, which is wrong too
+    assert best == pytest.approx(
+        {"prm:last": 2 / 3, "prm:prod": 2 / 3, "prm:mean": 1 / 3, "orm:last": ties, "same": ties}
+    )
+    assert "best_of_n@3" not in found and "score_weighted[orm:mean]@3" in found
+
+
+def test_scores_that_do_not_fit_are_refused_before_anything_is_made(world: Path) -> None:
+    make_judge(world, STEP_SCORES)
+    steps = list(store.read_records(world / "prm" / "steps.jsonl", Step))
+    make_judge(world / "deep", STEP_SCORES)
+    assert_refused(evaluate(world, "--scores", "prm", "deep/prm"), "prm and deep/prm would both be called prm:min")
+    assert_refused(evaluate(world, "--aggregate", "min"), "name a folder of rank_answers with --scores")
+    assert_refused(evaluate(world, "--scores", "answers"), "answers/manifest.json names no aggregate")
+    store.write_records(world / "prm" / "steps.jsonl", steps[:-2])  # the last of 0.3, 0.9 is gone as well
+    assert_refused(evaluate(world, "--scores", "prm"), "prm/steps.jsonl", steps[-3].answer_id, "end at 1 of its 28")
+    store.write_records(world / "prm" / "steps.jsonl", steps[:-3])
+    done = evaluate(world, "--scores", "prm")
+    assert_refused(done, "prm: 2 of the 9 answers have no score, such as", "rank_answers.py --out prm goes on")
+    assert not (world / "out").exists()
+
+
+def test_random_subsets_of_all_answers_take_the_place_of_the_first(world: Path) -> None:
+    make_judge(world, STEP_SCORES)
+    subsets = ("--scores", "prm", "--subsamples", "300")
+    done = evaluate(world, *subsets, num_answers=(2, 3))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith("3 answers each by models/tiny, 300 random subsets of k")
+    found, report = values(world), read_report(world / "out" / "results.json")
+    assert (report.settings["evaluate"]["subsamples"], report.settings["evaluate"]["subsample_seed"]) == (300, 0)
+    # of the pairs of 2 2 5 one is right and two tie; of 3 4 4 likewise; of 7 - 8 none
+    assert found["majority@2"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3, abs=0.03)
+    # the first or, without it, the second of 0.6, 0.5, 0.4; a 4 is in every pair of 3 4 4 and the 3 has no score
+    assert found["best_of_n@2"] == pytest.approx((1 + 1 + 0) / 3)
+    majority = next(r for r in report.results if r.label == "majority@2")
+    assert 0 < majority.detail["spread"] < 0.5
+    assert evaluate(world, "--scores", "prm", out="plain").returncode == 0
+    assert values(world, "plain").items() <= found.items()  # n of n
+    assert evaluate(world, *subsets, "--subsample-seed", "1", num_answers=(2, 3), out="other").returncode == 0
+    assert values(world, "other") != found
+    assert_refused(evaluate(world, "--scores", "prm"), "subsamples was 300, now None")
+    assert_refused(evaluate(world, *subsets, num_answers=4), "num_answers=4 is above the 3 samples")
+    assert_refused(evaluate(world, "--subsamples", "0"), "subsamples=0 should be at least 1")
+    assert_refused(evaluate(world, "--subsample-seed", "1"), "say with --subsamples how many")
+    assert_refused(evaluate_scripted(world, *subsets), "an aggregator and USC would have to read every subset")
+
+
+def test_subsets_are_of_as_many_answers_as_any_problem_has(world: Path) -> None:
+    rows = list(store.read_records(world / "answers" / "answers.jsonl", Answer))
+    store.write_records(world / "answers" / "answers.jsonl", rows[1:])  # the last of the third problem, a wrong one
+    done = evaluate(world, "--subsamples", "10", num_answers=None)
+    assert done.returncode == 0, done.stderr
+    report = read_report(world / "out" / "results.json")
+    assert (report.num_answers, report.counts["padded"]) == ((1, 2, 3), 1)
+    assert values(world)["majority@3"] == pytest.approx(2 / 3)
+    assert "1 answers that problems lack of the most that one has: as without a result" in done.stdout
+    assert_refused(evaluate(world, out="plain"), "has only 2 answers, 3 needed")
 
 
 def test_several_temperatures_want_one_named(world: Path) -> None:
