@@ -17,7 +17,14 @@ from tt_reasoning.evaluation import CategoryResult, Comparison, Report, Result
 TOOL = Path(__file__).parents[2] / "tools" / "show_results.py"
 
 
-def write_report(folder: Path, values: dict[tuple[str, int], float], *, categories: tuple = (), p: float = 0.2) -> None:
+def write_report(
+    folder: Path,
+    values: dict[tuple[str, int], float],
+    *,
+    categories: tuple = (),
+    p: float = 0.2,
+    settings: dict | None = None,
+) -> None:
     """Accuracies by method and k, each with an interval of 10 points to either side, all ``p`` from the majority."""
     results = tuple(
         Result(
@@ -36,8 +43,8 @@ def write_report(folder: Path, values: dict[tuple[str, int], float], *, categori
     report = Report(
         answers="answers/demo", model="models/tiny", dataset="gsm8k", split="test", num_problems=20, num_samples=8,
         most_samples=8, num_answers=tuple(sorted({k for _, k in values})), aggregator=None, prompt=None,
-        usc_model=None, results=results, differences=differences, categories=categories, counts={}, settings={},
-        versions={},
+        usc_model=None, results=results, differences=differences, categories=categories, counts={},
+        settings=settings or {}, versions={},
     )  # fmt: skip
     folder.mkdir(parents=True)
     store.write_json(folder / "results.json", asdict(report))
@@ -149,6 +156,32 @@ def test_runs_of_several_k_are_lines_with_bands(several: Path) -> None:
         assert 300 < count_pixels(picture, "e69f00") < 10_000  # a line, no bar
         band = "".join(f"{round(255 + 0.13 * (channel - 255)):02x}" for channel in (0xE6, 0x9F, 0x00))
         assert count_pixels(picture, band) > 10_000
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A run of 400 random subsets with one method by two aggregates of a judge, and the majority."""
+    methods = ("majority", "best_of_n[prm:min]", "best_of_n[prm:prod]")
+    values = {(method, k): 0.1 * (k + number) for k in (2, 4) for number, method in enumerate(methods)}
+    write_report(tmp_path / "judged" / "run", values, settings={"evaluate": {"subsamples": 400}})
+    return tmp_path / "judged"
+
+
+def test_a_method_by_several_judges_is_shown_by_each_and_chosen_with_or_without_one(judged: Path) -> None:
+    rows = rows_of(show(judged, "--methods", "best_of_n"))
+    assert [row[-3] for row in rows[2:4]] == ["best_of_n[prm:min]", "best_of_n[prm:prod]"]
+    assert rows[4] == ["run: means over 400 random subsets of k of its 8 answers a problem"]
+    rows = rows_of(show(judged, "--methods", "best_of_n[prm:prod]", "majority"))
+    assert [row[-3] for row in rows[2:4]] == ["majority", "best_of_n[prm:prod]"]
+    done = show(judged, "--methods", "best_of_n[prm:last]")
+    assert done.returncode == 2 and "did you mean 'best_of_n[prm:" in done.stderr
+
+
+def test_judges_of_one_method_are_drawn_in_colours_of_their_own(judged: Path) -> None:
+    for more, least in (((), 200), (("--num-answers", "4"), 1000)):  # lines, then bars
+        assert show(judged, "--plot", "plot.png", *more).returncode == 0
+        for color in ("e69f00", "882255", "ad678a"):
+            assert count_pixels(judged.parent / "plot.png", color) > least, color
 
 
 @pytest.mark.parametrize(
