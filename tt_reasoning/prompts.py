@@ -225,6 +225,7 @@ PROMPTS: dict[str, Prompt] = {
         Prompt(name="steps", user=_STEPS_ALONE, chat=False),
         # For a base model that is to become such a generator: four problems worked out in steps before the question.
         Prompt(name="few_shot_steps", user=_FEW_SHOT_STEPS, chat=False, stop=("\n\n", "\nProblem:")),
+        Prompt(name="math_shepherd", user="{question} ", chat=False),  # before the steps, for judges of that form
         Prompt(name="ssa", user=_SSA, chat=False, prefill="<think>", stop=("</answer>",)),
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
         # Without a stop string: many servers take it out of the text, and the form is checked anyway.

@@ -16,6 +16,8 @@ from tt_reasoning.store import load_record
 
 CARD = "judge.json"
 Head = Literal["tokens", "value"]
+PublishedName = Literal["math-shepherd", "rlhflow", "qwen-prm"]
+FormName = Literal["auto"] | PublishedName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,12 +108,19 @@ def token_id(tokenizer: ChatTokenizer, token: str, meaning: str) -> int:
         UserError: the vocabulary has no such token.
     """
     known = tokenizer.tokenizer.token_to_id(token)
-    if known is not None:
-        return known
-    ids = tokenizer.encode(token)
+    return text_token_id(tokenizer, token, meaning) if known is None else known
+
+
+def text_token_id(tokenizer: ChatTokenizer, text: str, meaning: str) -> int:
+    """The id of a text that is encoded as one token, which in some vocabularies is not the token of that name.
+
+    Raises:
+        UserError: it is encoded as none or several.
+    """
+    ids = tokenizer.encode(text)
     if len(ids) != 1:
         raise UserError(
-            f"{meaning} {token!r} is no token of this vocabulary ({len(ids)} tokens); name one that is, or add it to "
+            f"{meaning} {text!r} is no token of this vocabulary ({len(ids)} tokens); name one that is, or add it to "
             "the model: python tools/get_model.py ... --add-tokens"
         )
     return ids[0]

@@ -1,4 +1,4 @@
-"""torchtune decoders that torchtune has no builder for, and one from any Llama or Qwen2 ``config.json``."""
+"""torchtune decoders that torchtune has no builder for, and one from any Llama, Mistral or Qwen2 ``config.json``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torchtune.models.llama3_2._component_builders import llama3_2, lora_llama3_2
 from torchtune.models.qwen2._component_builders import lora_qwen2, qwen2
 from torchtune.modules import TransformerDecoder
 
 from tt_reasoning.errors import UserError
-from tt_reasoning.models.weights import read_hf_config
+from tt_reasoning.models.weights import has_class_head, read_hf_config
 
 _NEEDED = (
     "model_type",
@@ -26,8 +27,11 @@ _NEEDED = (
 _LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-_PLAIN: dict[str, Callable[..., TransformerDecoder]] = {"llama": llama3_2, "qwen2": qwen2}
-_WITH_LORA: dict[str, Callable[..., TransformerDecoder]] = {"llama": lora_llama3_2, "qwen2": lora_qwen2}
+# Mistral is a Llama that attends to a window; rows are kept within it, where the two are the same.
+_PLAIN: dict[str, Callable[..., TransformerDecoder]] = {"llama": llama3_2, "mistral": llama3_2, "qwen2": qwen2}
+_WITH_LORA: dict[str, Callable[..., TransformerDecoder]] = {
+    "llama": lora_llama3_2, "mistral": lora_llama3_2, "qwen2": lora_qwen2,
+}  # fmt: skip
 _SMOLLM2_135M = {
     "vocab_size": 49152,
     "num_layers": 30,
@@ -78,14 +82,25 @@ def lora_smollm2_135m(
 def build_from_hf(path: str) -> TransformerDecoder:
     """The decoder that a Hugging Face folder's ``config.json`` describes, weights not loaded.
 
+    In place of logits over the vocabulary a ``Qwen2ForProcessRewardModel`` has the logits of its two classes.
+
     Raises:
-        UserError: no ``config.json``, or an architecture other than Llama and Qwen2.
+        UserError: no ``config.json``, or an architecture other than Llama, Mistral and Qwen2.
 
     Example (YAML):
         ``model: {_component_: tt_reasoning.models.build_from_hf, path: models/smollm2-135m}``
     """
     family, shape = _read_shape(path)
-    return _PLAIN[family](**shape)
+    model = _PLAIN[family](**shape)
+    if has_class_head(read_hf_config(path)):
+        width = shape["embed_dim"]
+        model.output = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+    return model
+
+
+def read_max_seq_len(path: str | Path) -> int:
+    """The most tokens that the model of a Hugging Face folder reads. Raises UserError as ``build_from_hf``."""
+    return _read_shape(str(path))[1]["max_seq_len"]
 
 
 def lora_from_hf(
@@ -144,6 +159,9 @@ def _read_shape(path: str) -> tuple[str, dict[str, Any]]:
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if config["model_type"] == "qwen2" and rope_type == "default":
         return "qwen2", {**shape, "rope_base": rope_base}
+    if config["model_type"] == "mistral" and rope_type == "default":
+        shape["max_seq_len"] = min(shape["max_seq_len"], config.get("sliding_window") or shape["max_seq_len"])
+        return "mistral", {**shape, "rope_base": rope_base, "scale_factor": 1}
     if config["model_type"] == "llama" and rope_type == "default":
         return "llama", {**shape, "rope_base": rope_base, "scale_factor": 1}
     if config["model_type"] == "llama" and rope_type == "llama3":
@@ -153,5 +171,5 @@ def _read_shape(path: str) -> tuple[str, dict[str, Any]]:
         return "llama", {**shape, "rope_base": rope_base, "scale_factor": scaling["factor"]}
     raise UserError(
         f"{file}: model_type '{config['model_type']}' with rope type '{rope_type}' "
-        "is not supported; llama and qwen2 are"
+        "is not supported; llama, mistral and qwen2 are"
     )

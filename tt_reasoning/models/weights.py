@@ -17,8 +17,9 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.models.value_head import head_names
 
 StateDict = dict[str, torch.Tensor]
-TO_HF = {"llama": tune_to_hf, "qwen2": qwen2_tune_to_hf}
-_FROM_HF = {"llama": hf_to_tune, "qwen2": qwen2_hf_to_tune}
+TO_HF = {"llama": tune_to_hf, "mistral": tune_to_hf, "qwen2": qwen2_tune_to_hf}
+_FROM_HF = {"llama": hf_to_tune, "mistral": hf_to_tune, "qwen2": qwen2_hf_to_tune}
+_CLASS_HEAD = "score."  # Linear, ReLU, Linear in place of the vocabulary
 
 
 def read_hf_config(path: str | Path) -> dict[str, Any]:
@@ -45,6 +46,11 @@ def head_shape(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def has_class_head(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a judge with two classes a token, as Qwen2.5-Math-PRM is."""
+    return "Qwen2ForProcessRewardModel" in (config.get("architectures") or ())
+
+
 def load_weights(path: str | Path) -> StateDict:
     """The weights of a Hugging Face folder under torchtune's names, on the CPU, in the dtype of the file.
 
@@ -62,12 +68,16 @@ def load_weights(path: str | Path) -> StateDict:
                 weights.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{file}: damaged: {error}") from None
-    if config.get("tie_word_embeddings"):
+    head: StateDict = {}
+    if has_class_head(config):
+        names = [name for name in weights if name.startswith(_CLASS_HEAD)]
+        head = {"output." + name.removeprefix(_CLASS_HEAD): weights.pop(name) for name in names}
+    if head or config.get("tie_word_embeddings"):
         weights.pop("lm_head.weight", None)
     convert = _FROM_HF.get(config["model_type"])
     if convert is None:
-        raise UserError(f"{folder}: model_type '{config['model_type']}' is not supported; llama and qwen2 are")
-    return convert(weights, **head_shape(config))
+        raise UserError(f"{folder}: model_type '{config['model_type']}' is not supported; llama, mistral and qwen2 are")
+    return convert(weights, **head_shape(config)) | head
 
 
 def check_shapes(model: torch.nn.Module, weights: StateDict, path: str | Path) -> None:

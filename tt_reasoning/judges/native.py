@@ -1,0 +1,169 @@
+"""Judges run by torchtune: all answers to a question in one row that computes the question once.
+
+Logits exist only where a step is judged. The scores are those of one row an answer, up to rounding.
+
+Shapes: T tokens of a row, N places of it that are read, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torchtune.modules import TransformerDecoder
+
+from tt_reasoning.errors import UserError
+from tt_reasoning.judges.formats import Layout, share_prompt
+from tt_reasoning.judges.forms import JudgeForm
+from tt_reasoning.prefix_tree import fill_rows, pack_groups, run_row
+from tt_reasoning.training import build_model, pick_dtype, start_process
+
+CPU_BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 16384
+
+Scores = list[list[list[float]]]  # by question, solution and step
+
+
+class Readout(Protocol):
+    """What a judge says where it is read."""
+
+    def __call__(self, model: TransformerDecoder, hidden_ND: Tensor) -> Tensor:
+        """Scores in [0, 1] of hidden states behind the model's final norm. Shapes: [N, D] to [N], fp32."""
+        ...
+
+
+class LabelReadout(NamedTuple):
+    """The probability of one output of the model against another: label tokens, or classes."""
+
+    good: int
+    bad: int
+
+    def __call__(self, model: TransformerDecoder, hidden_ND: Tensor) -> Tensor:
+        """softmax over {good, bad}, the first. Shapes: [N, D] to [N]."""
+        return model.output(hidden_ND)[:, [self.good, self.bad]].float().softmax(-1)[:, 0]
+
+
+def open_readout(folder: str, form: JudgeForm) -> Readout:
+    """What is read of a judge. Raises UserError for a head that cannot be read."""
+    if form.head == "value":
+        raise UserError(f"{folder} judges by a value head, which cannot be ranked with yet")
+    return LabelReadout(form.good, form.bad)
+
+
+class _Part(NamedTuple):
+    """Solutions of one question that stand in one row: ``members`` are their numbers among all of that question."""
+
+    question: int
+    members: list[int]
+    shared: int  # tokens
+
+
+class NativeJudge:
+    """A judge's Hugging Face folder (Llama, Mistral or Qwen2) run by torchtune.
+
+    Args:
+        dtype: ``fp32`` or ``bf16``; by default bf16 on a GPU and fp32 on a CPU.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        batch_tokens: tokens of a row, which holds as many questions as there is room for; a question with more is
+            split over several. Unless given, 4096 on a CPU and 16384 on a GPU.
+
+    Raises:
+        UserError: weights that do not fit the config, or no GPU where one is asked for.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        form: JudgeForm,
+        *,
+        dtype: str | None = None,
+        device: str = "auto",
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.read = open_readout(folder, form)
+        process = start_process(device)
+        on_gpu = process.device.type == "cuda"
+        builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": folder})
+        precision = pick_dtype(dtype or ("bf16" if on_gpu else "fp32"))
+        self.model = build_model(builder, folder, process, precision, trainable=False)
+        self.device = process.device
+        self.batch_tokens = batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
+
+    def score(self, questions: Sequence[Sequence[Layout]]) -> Scores:
+        """A score for every step of every solution of some questions."""
+        return score_layouts(self.model, self.read, questions, self.device, self.batch_tokens)
+
+    def close(self) -> None:
+        """Free the model."""
+        del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def score_layouts(
+    model: TransformerDecoder,
+    read: Readout,
+    questions: Sequence[Sequence[Layout]],
+    device: torch.device,
+    batch_tokens: int,
+) -> Scores:
+    """A score for every step of every solution of some questions, in rows of about ``batch_tokens``."""
+    parts = [part for number, layouts in enumerate(questions) for part in _split(number, layouts, batch_tokens)]
+    sizes = [_size(questions, part) for part in parts]
+    found: Scores = [[[] for _ in layouts] for layouts in questions]
+    for row in fill_rows(sizes, batch_tokens):
+        here = [parts[i] for i in row]
+        scores = iter(_score_row(model, read, questions, here, device))
+        for part in here:
+            for member in part.members:
+                found[part.question][member] = [next(scores) for _ in questions[part.question][member].read]
+    return found
+
+
+def _tail(layout: Layout, shared: int) -> list[int]:
+    """The tokens behind the shared ones, up to the last that is read."""
+    return layout.tokens[shared : layout.read[-1] + 1]
+
+
+def _split(question: int, layouts: Sequence[Layout], batch_tokens: int) -> list[_Part]:
+    """A question's solutions as parts that fit a row, or hold a single solution."""
+    if not layouts:
+        return []
+    shared = share_prompt(layouts)
+    lengths = [len(_tail(layout, shared)) for layout in layouts]
+    return [_Part(question, members, shared) for members in fill_rows(lengths, max(1, batch_tokens - shared))]
+
+
+def _size(questions: Sequence[Sequence[Layout]], part: _Part) -> int:
+    return part.shared + sum(len(_tail(questions[part.question][i], part.shared)) for i in part.members)
+
+
+@torch.inference_mode()
+def _score_row(
+    model: TransformerDecoder,
+    read: Readout,
+    questions: Sequence[Sequence[Layout]],
+    parts: Sequence[_Part],
+    device: torch.device,
+) -> list[float]:
+    """The scores of all places of a row that are read, in order."""
+    groups, places, lengths = [], [], []
+    for part in parts:
+        layouts = [questions[part.question][i] for i in part.members]
+        tails = [_tail(layout, part.shared) for layout in layouts]
+        groups.append((layouts[0].tokens[: part.shared], tails))
+        places += [[token - part.shared for token in layout.read] for layout in layouts]
+        lengths += map(len, tails)
+    row = pack_groups(groups, device)
+    starts = accumulate(lengths[:-1], initial=0)
+    read_N = [start + place for start, own in zip(starts, places, strict=True) for place in own]
+    place_N = row.place_R[torch.tensor(read_N, device=device)]
+
+    def read_places(hidden_1TD: Tensor) -> Tensor:
+        return read(model, model.norm(hidden_1TD[0, place_N]))
+
+    return run_row(model, row, read_places).tolist()
