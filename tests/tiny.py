@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,16 +18,18 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def write_byte_tokenizer(folder: Path) -> None:
-    """256 bytes and three special tokens, as a Hugging Face tokenizer."""
+def write_byte_tokenizer(folder: Path, added: Sequence[str] = ()) -> None:
+    """256 bytes, three special tokens and those added, as a Hugging Face tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in added])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -38,12 +41,14 @@ def write_byte_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
-def write_tiny_model(folder: Path, *, seed: int = 0, hidden_size: int = 32, model_type: str = "llama") -> Path:
+def write_tiny_model(
+    folder: Path, *, seed: int = 0, hidden_size: int = 32, model_type: str = "llama", added: Sequence[str] = ()
+) -> Path:
     """A Hugging Face folder with random weights: two layers, 4 heads over 2 key-value heads, 320 tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_byte_tokenizer(folder)
+    write_byte_tokenizer(folder, added)
     config = {
-        "architectures": ["LlamaForCausalLM" if model_type == "llama" else "Qwen2ForCausalLM"],
+        "architectures": [ARCHITECTURES[model_type]],
         "model_type": model_type,
         "vocab_size": 320,
         "num_hidden_layers": 2,
