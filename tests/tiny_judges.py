@@ -12,9 +12,9 @@ from tiny import write_tiny_model
 from tt_reasoning.judges import CARD, JudgeCard, card_row
 
 
-def write_card_judge(folder: Path, **card: object) -> Path:
+def write_card_judge(folder: Path, *, hidden_size: int = 32, **card: object) -> Path:
     """A judge of this pack with labels + and - behind every line."""
-    write_tiny_model(folder)
+    write_tiny_model(folder, hidden_size=hidden_size)
     (folder / CARD).write_text(json.dumps(card_row(JudgeCard(head="tokens", prompt="steps", **card))))
     return folder
 
@@ -29,11 +29,11 @@ def write_rlhflow(folder: Path) -> Path:
     return write_tiny_model(folder, model_type="llama")
 
 
-def write_qwen_prm(folder: Path) -> Path:
+def write_qwen_prm(folder: Path, *, hidden_size: int = 32) -> Path:
     """A Qwen2 with a head of two classes in place of the vocabulary, as transformers writes it."""
     from transformers import Qwen2Config, Qwen2Model
 
-    write_tiny_model(folder, model_type="qwen2", added=["<extra_0>"])
+    write_tiny_model(folder, model_type="qwen2", added=["<extra_0>"], hidden_size=hidden_size)
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["Qwen2ForProcessRewardModel"], "tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config))
