@@ -2,7 +2,7 @@
 
 Logits exist only where a step is judged. The scores are those of one row an answer, up to rounding.
 
-Shapes: T tokens of a row, N places of it that are read, D model width.
+Shapes: S steps of a row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torchtune.modules import TransformerDecoder
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import Layout, share_prompt
 from tt_reasoning.judges.forms import JudgeForm
-from tt_reasoning.prefix_tree import fill_rows, pack_groups, run_row
+from tt_reasoning.judges.reading import read_labels
+from tt_reasoning.prefix_tree import PackedRow, fill_rows, pack_groups
 from tt_reasoning.training import build_model, pick_dtype, start_process
 
 CPU_BATCH_TOKENS = 4096
@@ -29,10 +30,10 @@ Scores = list[list[list[float]]]  # by question, solution and step
 
 
 class Readout(Protocol):
-    """What a judge says where it is read."""
+    """What a judge says at some places of a row."""
 
-    def __call__(self, model: TransformerDecoder, hidden_ND: Tensor) -> Tensor:
-        """Scores in [0, 1] of hidden states behind the model's final norm. Shapes: [N, D] to [N], fp32."""
+    def __call__(self, model: TransformerDecoder, row: PackedRow, place_S: Tensor) -> Tensor:
+        """Scores in [0, 1], from one forward pass. Shapes: S positions of the row to S scores, fp32."""
         ...
 
 
@@ -42,9 +43,9 @@ class LabelReadout(NamedTuple):
     good: int
     bad: int
 
-    def __call__(self, model: TransformerDecoder, hidden_ND: Tensor) -> Tensor:
-        """softmax over {good, bad}, the first. Shapes: [N, D] to [N]."""
-        return model.output(hidden_ND)[:, [self.good, self.bad]].float().softmax(-1)[:, 0]
+    def __call__(self, model: TransformerDecoder, row: PackedRow, place_S: Tensor) -> Tensor:
+        """What training reads, so that a judge is asked as it was trained."""
+        return read_labels(model, row, place_S, self.good, self.bad).score_S()
 
 
 def open_readout(folder: str, form: JudgeForm) -> Readout:
@@ -160,10 +161,5 @@ def _score_row(
         lengths += map(len, tails)
     row = pack_groups(groups, device)
     starts = accumulate(lengths[:-1], initial=0)
-    read_N = [start + place for start, own in zip(starts, places, strict=True) for place in own]
-    place_N = row.place_R[torch.tensor(read_N, device=device)]
-
-    def read_places(hidden_1TD: Tensor) -> Tensor:
-        return read(model, model.norm(hidden_1TD[0, place_N]))
-
-    return run_row(model, row, read_places).tolist()
+    read_S = [start + place for start, own in zip(starts, places, strict=True) for place in own]
+    return read(model, row, row.place_R[torch.tensor(read_S, device=device)]).tolist()
