@@ -79,7 +79,7 @@ def main(args: Arguments) -> str:
     dtype, max_length = _pick_dtype(args, engine), _pick_length(args, form, engine)
     reader = Reader(form=form, tokenizer=tokenizer, style=args.split_style, max_length=max_length)
     identity = {
-        "answers": str(args.answers), "judge": str(args.judge), "weights": describe_weights(args.judge),
+        "answers": str(args.answers), "judge": str(args.judge), "weights": _describe(args.judge, form),
         "form": asdict(form), "split_style": args.split_style, "max_length": max_length, "engine": engine,
         "dtype": dtype, "aggregate": _stored_aggregate(args.out) or args.aggregate,
     }  # fmt: skip
@@ -102,6 +102,12 @@ def _start_judge(args: Arguments, form: JudgeForm, chosen: dict) -> Judge:
     if chosen["engine"] == "vllm":
         return VllmJudge(folder, form, dtype=dtype, max_length=chosen["max_length"])
     return NativeJudge(folder, form, dtype=dtype, device=args.device, batch_tokens=args.batch_tokens)
+
+
+def _describe(judge: Path, form: JudgeForm) -> str:
+    """The digest of all weights that decide a score."""
+    head = f", value head {describe_weights(judge / 'value_head')}" if form.head == "value" else ""
+    return f"{describe_weights(judge)}{head}"
 
 
 def _pick_engine(args: Arguments, form: JudgeForm) -> str:

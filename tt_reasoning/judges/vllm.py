@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from tt_reasoning.engines.vllm import open_llm
 from tt_reasoning.errors import UserError
@@ -47,6 +48,7 @@ class VllmJudge:
 
     def score(self, questions: Sequence[Sequence[Layout]]) -> list[list[list[float]]]:
         """A score for every step of every solution of some questions."""
+        self._llm.reset_prefix_cache()  # what an earlier call left there would decide how this one is rounded
         layouts = [layout for of_question in questions for layout in of_question]
         scores = iter(self._read_classes(layouts) if self.form.head == "classes" else self._read_labels(layouts))
         return [[next(scores) for _ in of_question] for of_question in questions]
@@ -59,11 +61,10 @@ class VllmJudge:
         prompts = [
             TokensPrompt(prompt_token_ids=layout.tokens[: place + 1]) for layout in layouts for place in layout.read
         ]
-        outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
-        found = iter(outputs)
+        found = iter(self._llm.generate(prompts, sampling, use_tqdm=False))
         return [[self._softmax(next(found)) for _ in layout.read] for layout in layouts]
 
-    def _softmax(self, output) -> float:
+    def _softmax(self, output: Any) -> float:
         (logprobs,) = output.outputs[0].logprobs
         return _against(logprobs[self.form.good].logprob, logprobs[self.form.bad].logprob)
 
