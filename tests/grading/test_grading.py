@@ -76,6 +76,7 @@ def grader() -> Iterator[Grader]:
         ("My final answer is: 4", "4"),
         ("So answer is $4$. I wonder which answer is best.", "4"),
         ("Let us see.\n**Final Answer:** 4\nThat is all.", "4"),
+        ("So $x=14$.\n\n# Answer\n\n14", "14"),  # PRM800K
         ("答案是：4。", "4。"),
         ("The answer is \u200e18\u200b", "18"),
     ],

@@ -25,7 +25,7 @@ _INVISIBLE = re.compile(r"[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*(\{)|\\.|[{}]", re.DOTALL)
 _ADJECTIVES = r"(?:(?:final|best|correct|right)\s+){0,2}"
-_HEADING = r"^[ \t>*_#]*(?:final\s+)?answer[ \t*_]*:"
+_HEADING = r"^[ \t>*_#]*(?:final\s+)?answer[ \t*_]*:|^#{1,6}[ \t]*(?:final[ \t]+)?answer[ \t]*\n\s*"
 _ARTICLE = rf"\b(?:the|my|our|final|best|correct)\s+{_ADJECTIVES}"
 _SAID = (
     rf"(?<!#)####(?!#)|{_HEADING}|答案(?:是|为|[:：])|{_ARTICLE}answer\s+is\b"
@@ -60,8 +60,8 @@ def extract_answer(text: str, kind: Kind = "math", *, fallback: Fallback = "none
 
     1. ``<answer>x</answer>``; a box, ``####`` or phrase inside it is unwrapped.
     2. ``\\boxed{x}``, ``\\fbox{x}``; of nested boxes the innermost.
-    3. ``#### x``, ``The answer is: x`` (any case; the final, best, correct answer), and a line that begins with
-       ``Answer:``; up to the end of the sentence, but never inside a decimal number.
+    3. ``#### x``, ``The answer is: x`` (any case; the final, best, correct answer), a line that begins with
+       ``Answer:``, and what stands below a heading ``# Answer``; up to the end of the sentence, but never inside a decimal number.
     4. No marker, but the whole text is one line that is a number (a unit may follow, at most 60 characters) or a
        formula (at most 240): that line.
     5. No marker, kind ``numeric`` or ``fallback="last_number"``: the last number of the text.
