@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,12 +11,24 @@ from safetensors.torch import save_file
 from tiny import write_tiny_model
 
 from tt_reasoning.judges import CARD, JudgeCard, card_row
+from tt_reasoning.models import build_from_hf
+from tt_reasoning.models.value_head import ValueHead, attach_head, head_names, save_head
 
 
 def write_card_judge(folder: Path, *, hidden_size: int = 32, **card: object) -> Path:
     """A judge of this pack with labels + and - behind every line."""
     write_tiny_model(folder, hidden_size=hidden_size)
-    (folder / CARD).write_text(json.dumps(card_row(JudgeCard(head="tokens", prompt="steps", **card))))
+    (folder / CARD).write_text(json.dumps(card_row(JudgeCard(**{"head": "tokens", "prompt": "steps"} | card))))
+    return folder
+
+
+def write_value_judge(folder: Path, *, squash: bool = True) -> Path:
+    """A verifier of this pack: a random value head, read at every token."""
+    write_card_judge(folder, head="value", step_token="", outcome=True, squash=squash)
+    model = build_from_hf(str(folder))
+    attach_head(model, partial(ValueHead, meaning="the answer is correct"))
+    torch.nn.init.normal_(model.value_head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    save_head({name: model.state_dict()[name] for name in head_names(model)}, model, folder)
     return folder
 
 

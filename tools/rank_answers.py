@@ -11,24 +11,27 @@ stored steps, without a model. No verdicts are needed. Example:
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tt_reasoning import store
 from tt_reasoning.aggregation import check_weights, describe_weights
-from tt_reasoning.answer_sets import open_answers, require_problems
+from tt_reasoning.answer_sets import AnswerFolder, open_answers, read_groups, require_problems
 from tt_reasoning.engines.vllm import check_vllm, runs_on_cpu
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges import FormName
 from tt_reasoning.scores import SCORES, Aggregate, Scores
-from tt_reasoning.steps import SplitStyle
+from tt_reasoning.steps import STEPS, SplitStyle, iterate_steps
 from tt_reasoning.tool import run_tool
+from tt_reasoning.types import Answer, Problem
 
 if TYPE_CHECKING:
     from tt_reasoning.judges.forms import JudgeForm
-    from tt_reasoning.judges.ranking import Judge
+    from tt_reasoning.judges.ranking import Judge, Reader
 
 VLLM_TOKENS = 8192  # its cache has to hold the longest answer there may be
 
@@ -60,6 +63,10 @@ class Arguments:
     at most 8192."""
     limit: int | None = None
     """Only the answers of the first problems; the rest are made up for by the same command without it."""
+    plot: Path | None = None
+    """Draw one answer as the judge reads it, from green (right) to red (wrong): a page (.html) or a picture (.png)."""
+    plot_answer: str | None = None
+    """Id of the answer that --plot draws."""
 
 
 def main(args: Arguments) -> str:
@@ -68,11 +75,17 @@ def main(args: Arguments) -> str:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give at least 1")
     # What needs torch is imported after the arguments are read.
+    from tt_reasoning.judges.curves import check_curve_path
     from tt_reasoning.judges.forms import find_form
     from tt_reasoning.judges.ranking import Reader, score_answers, write_scores
 
     answers = open_answers(args.answers)
     require_problems(answers)
+    if (args.plot is None) != (args.plot_answer is None):
+        raise UserError("--plot FILE and --plot-answer ID go together")
+    if args.plot is not None:
+        check_curve_path(args.plot)
+        _find_answer(answers, str(args.plot_answer))
     form, tokenizer = find_form(args.judge, args.format)
     check_weights(args.judge)
     engine = _pick_engine(args, form)
@@ -84,13 +97,37 @@ def main(args: Arguments) -> str:
         "dtype": dtype, "aggregate": _stored_aggregate(args.out) or args.aggregate,
     }  # fmt: skip
 
+    start_judge = functools.partial(_start_judge, args, form, identity)
     with store.open_run(args.out, "rank_answers", identity) as folder:
-        score_answers(answers, folder, reader, lambda: _start_judge(args, form, identity), limit=args.limit)
+        score_answers(answers, folder, reader, start_judge, limit=args.limit)
         scores = write_scores(folder, args.aggregate)
         manifest = store.read_manifest(folder)
         manifest["arguments"]["aggregate"] = args.aggregate
         store.write_json(folder / store.MANIFEST, manifest)
-    return _summary(scores, args.out / SCORES)
+    if args.plot is not None:
+        _plot(args, answers, reader, scores, start_judge)
+    return _summary(scores, args.out / SCORES) + (f"\n{args.plot_answer} -> {args.plot}" if args.plot else "")
+
+
+def _find_answer(answers: AnswerFolder, answer_id: str) -> tuple[Problem, Answer]:
+    for problem, group in read_groups(answers):
+        for answer in group:
+            if answer.id == answer_id:
+                return problem, answer
+    raise UserError(f"--plot-answer {answer_id}: {answers.path} has no such answer")
+
+
+def _plot(args: Arguments, answers: AnswerFolder, reader: Reader, scores: Scores, start: Callable[[], Judge]) -> None:
+    """Draw an answer that has a score."""
+    from tt_reasoning.judges.curves import draw_pieces, read_pieces
+
+    problem, answer = _find_answer(answers, str(args.plot_answer))
+    steps = next((steps for name, steps in iterate_steps(args.out / STEPS) if name == answer.id), [])
+    if not steps:
+        raise UserError(f"--plot-answer {answer.id} has no score: {scores.skipped.get(answer.id, 'above --limit')}")
+    pieces, unit = read_pieces(reader.form, reader.tokenizer, problem, answer, steps, start)
+    title = f"answer {answer.id} by {args.judge}"
+    draw_pieces(str(args.plot), answer.text, pieces, title=title, question=problem.question, unit=unit)
 
 
 def _start_judge(args: Arguments, form: JudgeForm, chosen: dict) -> Judge:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_decoder, write_tiny_model
+from tiny_judges import write_card_judge, write_value_judge
 from torchtune.modules import TransformerDecoder
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import Layout
-from tt_reasoning.judges.forms import JudgeForm, TagFormat
-from tt_reasoning.judges.native import LabelReadout, Scores, open_readout, score_layouts
+from tt_reasoning.judges.forms import find_form
+from tt_reasoning.judges.native import LabelReadout, NativeJudge, Scores, score_layouts
 
 READ = LabelReadout(good=10, bad=12)
 
@@ -70,7 +72,24 @@ def test_what_stands_behind_the_last_step_changes_nothing(model: TransformerDeco
     assert score_layouts(model, READ, [[layout]], cpu, 100) == score_layouts(model, READ, [[longer]], cpu, 100)
 
 
-def test_a_value_head_is_refused_where_none_can_be_read() -> None:
-    form = JudgeForm(name="card", format=TagFormat(step_token=""), head="value", good=0, bad=0, outcome=True)
-    with pytest.raises(UserError, match="judges by a value head"):
-        open_readout("folder", form)
+def test_a_card_that_speaks_of_a_value_head_which_is_not_there_is_refused(tmp_path: Path) -> None:
+    folder = write_card_judge(tmp_path / "judge", head="value", step_token="")
+    form, _ = find_form(folder)
+    with pytest.raises(UserError, match="holds no value head"):
+        NativeJudge(str(folder), form, device="cpu")
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_a_value_head_says_of_every_place_what_the_plain_model_says(tmp_path: Path, squash: bool) -> None:
+    form, _ = find_form(write_value_judge(tmp_path / "judge", squash=squash))
+    judge = NativeJudge(str(tmp_path / "judge"), form, device="cpu", batch_tokens=50)
+    questions = [random_question(random.Random(0), 12, [5, 9, 4]), random_question(random.Random(1), 3, [8])]
+    judge.model.unembed = lambda hidden_1TD: judge.model.value_head(judge.model.norm(hidden_1TD))[0, :, 0]
+    plain = [
+        [judge.model(torch.tensor([layout.tokens]))[layout.read] for layout in question] for question in questions
+    ]
+    del judge.model.unembed
+    expected = torch.cat([values for question in plain for values in question]).detach()
+    expected = expected.sigmoid() if squash else expected.clamp(0, 1)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(flat(judge.score(questions)), expected, atol=1e-5, rtol=0)

@@ -18,10 +18,13 @@ from torch.nn import functional as F
 from tt_reasoning.datasets.prm import pack_judged
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges import JudgeCard, read_card
+from tt_reasoning.judges.forms import find_form
+from tt_reasoning.judges.native import NativeJudge
 from tt_reasoning.judges.values import value_scores
 from tt_reasoning.models.value_head import saved_head
-from tt_reasoning.store import write_records
+from tt_reasoning.store import read_records, write_records
 from tt_reasoning.training import Process, build_model
+from tt_reasoning.types import Answer, Problem
 
 CPU = ("verifier_valuehead", "135M_verifier_cpu.yaml")
 SETTINGS = ("evaluation.share=0.25", "evaluation.every_n_steps=4", "lr_scheduler.num_warmup_steps=1")
@@ -97,6 +100,17 @@ def test_the_held_out_scores_are_those_of_the_checkpoint_read_at_the_last_token(
     labels = torch.tensor([solution.labels[0] for solution in row.solutions])
     last = rows_of(whole / "evaluations.jsonl")[-1]
     assert last["loss"] == pytest.approx(F.binary_cross_entropy(scores, labels).item(), abs=1e-5)
+
+
+def test_ranking_reads_a_checkpoint_as_the_recipe_did(home: Path, whole: Path) -> None:
+    form, tokenizer = find_form(whole / "step_40")
+    judge = NativeJudge(str(whole / "step_40"), form, device="cpu")
+    questions = {problem.id: problem.question for problem in read_records(home / "steps" / "problems.jsonl", Problem)}
+    answers = {answer.id: answer for answer in read_records(home / "steps" / "answers.jsonl", Answer)}
+    for row in rows_of(whole / "held_out.jsonl"):
+        text = answers[row["answer_id"]].text
+        layout = form.format.lay_out(tokenizer, questions[row["problem_id"]], text, form.spans(text, "auto"))
+        assert judge.score([[layout]])[0][0] == pytest.approx(row["scores"], abs=1e-5)
 
 
 def test_two_processes_compute_the_loss_of_one(home: Path) -> None:

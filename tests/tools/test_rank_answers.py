@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +20,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from set_folders import write_folder
 from tiny import write_tiny_model
-from tiny_judges import write_card_judge
+from tiny_judges import write_card_judge, write_value_judge
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import open_answers
@@ -192,3 +194,52 @@ def test_a_judge_that_gives_no_number_is_refused(home: Path, tmp_path: Path) -> 
     save_file({name: weight * float("nan") for name, weight in weights.items()}, folder / "model.safetensors")
     with pytest.raises(UserError, match="score of answer .* is nan; try --dtype fp32"):
         rank(tmp_path, answers=home / "demo", judge=folder)
+
+
+def tooltips(page: Path) -> list[tuple[str, float]]:
+    """What a page says of each piece: its text and its score."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'<span style="[^"]*" title="\w+ \d+: ([\d.]+)">([^<]*)</span>', text)
+    return [(unescape(text), float(score)) for score, text in found]
+
+
+def test_an_answer_is_drawn_step_by_step_as_it_was_scored_and_no_model_is_loaded_for_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "_start_judge", lambda *_: pytest.fail("the scores are there"))
+    (answer_id, steps), *_ = read_steps(home / "scores" / "steps.jsonl").items()
+    said = rank(home, plot=tmp_path / "a.html", plot_answer=answer_id)
+    assert said.endswith(f"\n{answer_id} -> {tmp_path / 'a.html'}")
+    assert [score for _, score in tooltips(tmp_path / "a.html")] == pytest.approx([s.score for s in steps], abs=1e-3)
+
+
+def test_an_answer_is_drawn_token_by_token_where_the_judge_has_a_value_head(home: Path, tmp_path: Path) -> None:
+    options = {"judge": write_value_judge(tmp_path / "judge"), "plot": tmp_path / "a.html"}
+    answer = next(store.read_records(home / "demo/answers.jsonl", Answer))
+    rank(tmp_path, "scores", **options | {"answers": home / "demo", "plot_answer": answer.id, "limit": 1})
+    drawn, (step,) = tooltips(tmp_path / "a.html"), read_steps(tmp_path / "scores" / "steps.jsonl")[answer.id]
+    assert [text for text, _ in drawn] == list(answer.text)
+    assert drawn[-1][1] == pytest.approx(step.score, abs=1e-3) and len({score for _, score in drawn}) > 3
+    assert (step.start, step.end) == (0, len(answer.text))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plot": "a.html"}, "--plot FILE and --plot-answer ID go together"),
+        ({"plot": "a.txt", "plot_answer": "x"}, "--plot a.txt: name a file that ends in .html"),
+        ({"plot": "a.html", "plot_answer": "x"}, "--plot-answer x: .* has no such answer"),
+    ],
+    ids=["no answer named", "no picture", "no such answer"],
+)
+def test_what_cannot_be_drawn_is_told_before_anything_is_scored(home: Path, options: dict, message: str) -> None:
+    options = {name: Path(value) if name == "plot" else value for name, value in options.items()}
+    with pytest.raises(UserError, match=message):
+        rank(home, "nothing", **options)
+    assert not (home / "nothing").exists()
+
+
+def test_an_answer_without_a_score_is_not_drawn(home: Path, tmp_path: Path) -> None:
+    blank = next(a for a in store.read_records(home / "demo/answers.jsonl", Answer) if not a.text.strip())
+    with pytest.raises(UserError, match=f"--plot-answer {blank.id} has no score: no_steps"):
+        rank(home, plot=tmp_path / "a.html", plot_answer=blank.id)

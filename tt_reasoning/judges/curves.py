@@ -8,21 +8,29 @@ colours grow lighter with the score, so that the order is there in grey as well.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from textwrap import dedent
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import Layout, TagFormat
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.plots import FORMATS, save_figure
 from tt_reasoning.store import write_atomic
+from tt_reasoning.types import Answer, Problem, Step
+
+if TYPE_CHECKING:
+    from tt_reasoning.judges.forms import JudgeForm
+    from tt_reasoning.judges.ranking import Judge
 
 _COLORS = ((178, 24, 43), (240, 160, 80), (150, 240, 150))  # of 0, 0.5 and 1: darker is worse
 _COLUMNS = 100  # characters of a line in a picture
 _FONT_POINTS, _CHAR_POINTS, _LINE_POINTS = 9.0, 9.0 * 0.602, 14.0  # DejaVu Sans Mono, which matplotlib brings along
+
+
+StartJudge = Callable[[], "Judge"]
 
 
 class Piece(NamedTuple):
@@ -67,6 +75,33 @@ def lay_out_tokens(
     offsets = tokenizer.tokenizer.encode(whole).offsets[layout.start :]
     spans = [(max(low - begin, 0) + start, high - begin + start) for low, high in offsets]
     return layout._replace(read=[*range(layout.start, len(layout.tokens))]), spans
+
+
+def read_pieces(
+    form: JudgeForm,
+    tokenizer: ChatTokenizer,
+    problem: Problem,
+    answer: Answer,
+    steps: Sequence[Step],
+    start: StartJudge,
+) -> tuple[list[Piece], str]:
+    """What a judge says of one answer, and what it says it of: ``token`` or ``step``.
+
+    Args:
+        steps: the answer's stored scores: all that a step judge has to say. A value head is asked of every token.
+        start: loads the judge, which is asked for nothing else.
+    """
+    if form.head != "value":
+        spans, scores = [(step.start, step.end) for step in steps], [step.score or 0.0 for step in steps]
+        return make_pieces(answer.text, spans, scores), "step"
+    assert isinstance(form.format, TagFormat)
+    layout, spans = lay_out_tokens(form.format, tokenizer, problem.question, answer.text)
+    judge = start()
+    try:
+        ((scores,),) = judge.score([[layout]])
+    finally:
+        judge.close()
+    return make_pieces(answer.text, spans, scores), "token"
 
 
 def make_pieces(text: str, spans: Sequence[tuple[int, int]], scores: Sequence[float]) -> list[Piece]:

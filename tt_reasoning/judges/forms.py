@@ -21,8 +21,8 @@ class JudgeForm:
 
     With head ``tokens`` or ``classes`` the score is the softmax of two logits of the model's output, ``good`` against
     ``bad``: ids of the label tokens, or the two classes that the output has in place of a vocabulary. With head
-    ``value`` a value head says it. ``outcome``: the whole solution is its only step. ``name`` is that of the
-    published form, or ``card``.
+    ``value`` a value head says it, as a logit if ``squash``. ``outcome``: the whole solution is its only step.
+    ``name`` is that of the published form, or ``card``.
     """
 
     name: str
@@ -31,6 +31,7 @@ class JudgeForm:
     good: int
     bad: int
     outcome: bool = False
+    squash: bool = False
 
     def spans(self, text: str, style: SplitStyle) -> list[Span]:
         """The steps of a solution as this judge takes them; none of a blank one."""
@@ -69,7 +70,7 @@ def find_form(folder: str | Path, name: FormName = "auto") -> tuple[JudgeForm, C
 def _form_of_card(card: JudgeCard, tokenizer: ChatTokenizer) -> JudgeForm:
     if card.head == "value":  # it is read at the solution's own last token
         form = TagFormat(prompt=card.prompt, step_token="", between=card.between)
-        return JudgeForm(name="card", format=form, head="value", good=0, bad=0, outcome=True)
+        return JudgeForm(name="card", format=form, head="value", good=0, bad=0, outcome=True, squash=card.squash)
     return JudgeForm(
         name="card",
         format=TagFormat(prompt=card.prompt, step_token=card.step_token, between=card.between),

@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torchtune.modules import TransformerDecoder
 
-from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import Layout, share_prompt
 from tt_reasoning.judges.forms import JudgeForm
 from tt_reasoning.judges.reading import read_labels
+from tt_reasoning.judges.values import value_scores
+from tt_reasoning.models.value_head import saved_head
 from tt_reasoning.prefix_tree import PackedRow, fill_rows, pack_groups
 from tt_reasoning.training import build_model, pick_dtype, start_process
 
@@ -48,11 +49,19 @@ class LabelReadout(NamedTuple):
         return read_labels(model, row, place_S, self.good, self.bad).score_S()
 
 
-def open_readout(folder: str, form: JudgeForm) -> Readout:
-    """What is read of a judge. Raises UserError for a head that cannot be read."""
-    if form.head == "value":
-        raise UserError(f"{folder} judges by a value head, which cannot be ranked with yet")
-    return LabelReadout(form.good, form.bad)
+class ValueReadout(NamedTuple):
+    """What a value head says."""
+
+    squash: bool
+
+    def __call__(self, model: TransformerDecoder, row: PackedRow, place_S: Tensor) -> Tensor:
+        """The values as scores: a logit's sigmoid, any other cut to [0, 1]."""
+        return value_scores(model, row, place_S, squash=self.squash)
+
+
+def open_readout(form: JudgeForm) -> Readout:
+    """What is read of a judge."""
+    return ValueReadout(form.squash) if form.head == "value" else LabelReadout(form.good, form.bad)
 
 
 class _Part(NamedTuple):
@@ -73,7 +82,8 @@ class NativeJudge:
             split over several. Unless given, 4096 on a CPU and 16384 on a GPU.
 
     Raises:
-        UserError: weights that do not fit the config, or no GPU where one is asked for.
+        UserError: weights that do not fit the config, no value head where the form has one, or no GPU where one is
+            asked for.
     """
 
     def __init__(
@@ -85,12 +95,13 @@ class NativeJudge:
         device: str = "auto",
         batch_tokens: int | None = None,
     ) -> None:
-        self.read = open_readout(folder, form)
+        self.read = open_readout(form)
         process = start_process(device)
         on_gpu = process.device.type == "cuda"
         builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": folder})
         precision = pick_dtype(dtype or ("bf16" if on_gpu else "fp32"))
-        self.model = build_model(builder, folder, process, precision, trainable=False)
+        head = saved_head(folder) if form.head == "value" else None
+        self.model = build_model(builder, folder, process, precision, trainable=False, value_head=head)
         self.device = process.device
         self.batch_tokens = batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
 
