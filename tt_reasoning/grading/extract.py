@@ -61,7 +61,8 @@ def extract_answer(text: str, kind: Kind = "math", *, fallback: Fallback = "none
     1. ``<answer>x</answer>``; a box, ``####`` or phrase inside it is unwrapped.
     2. ``\\boxed{x}``, ``\\fbox{x}``; of nested boxes the innermost.
     3. ``#### x``, ``The answer is: x`` (any case; the final, best, correct answer), a line that begins with
-       ``Answer:``, and what stands below a heading ``# Answer``; up to the end of the sentence, but never inside a decimal number.
+       ``Answer:``, and what stands below a heading ``# Answer``; up to the end of the sentence, but never inside a
+       decimal number.
     4. No marker, but the whole text is one line that is a number (a unit may follow, at most 60 characters) or a
        formula (at most 240): that line.
     5. No marker, kind ``numeric`` or ``fallback="last_number"``: the last number of the text.
