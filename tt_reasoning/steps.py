@@ -155,9 +155,10 @@ def read_step_groups(folder: str | Path) -> Iterator[tuple[Problem, list[tuple[A
             that do not cover their answer.
     """
     path = Path(folder) / STEPS
-    answers = open_answers(folder)
+    store.read_manifest(folder)
     if not path.exists():
         raise UserError(f"{folder} has no {STEPS}; make it with: python tools/build_step_labels.py ... --out {folder}")
+    answers = open_answers(folder)
     by_answer = read_steps(path)
     if not by_answer:
         raise UserError(f"{path} holds no steps yet; the command that makes it goes on with the same arguments")
