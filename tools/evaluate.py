@@ -4,9 +4,9 @@ For every k of --num-answers the first k answers of each problem are voted on; a
 and universal self-consistency (--usc-model, arXiv 2311.17311) read the same ones, shuffled by --order-seed as in
 training, and write one final answer, graded like any other. pass@k is estimated from all answers there are. All methods
 are measured on the same problems, so that differences are paired; what could not be judged is counted. Unlike the
-reference nothing is filtered: a problem without a single usable answer counts as well. With --scores of a judge
-(tools/rank_answers.py) the answer that it likes best and votes weighted by its scores stand beside; --subsamples takes
-random subsets of k of all answers in place of the first k, as the best-of-N of PRM800K does (arXiv 2305.20050).
+reference nothing is filtered: a problem without a single usable answer counts as well. With --scores of a judge, made
+by tools/rank_answers.py, the answer that it likes best and votes weighted by its scores stand beside; --subsamples
+takes random subsets of k of all answers in place of the first k, as the best-of-N of PRM800K does (arXiv 2305.20050).
 
 A killed run goes on where it was; more k, --usc-model and --cut-share may be added to the same folder later.
 docs/evaluation.md says how every number is made.
@@ -71,8 +71,7 @@ class Arguments:
     limit: int | None = None
     """only the first so many problems"""
     scores: tuple[Path, ...] = ()
-    """folders of rank_answers, or files of JSON lines {"answer_id": ..., "score": ...}, at least 0: each a judge, with
-    best_of_n and score_weighted as methods"""
+    """judges: folders of rank_answers, or files of JSON lines {"answer_id": ..., "score": ...}, at least 0"""
     aggregate: tuple[Aggregate, ...] = ()
     """how the scores of an answer's steps become its own, one or several; as each folder was made unless given"""
     subsamples: int | None = None
