@@ -3,7 +3,7 @@
 Of --answers, kept is what is graded correct, ended by itself, has --min-steps steps and a last line that states the
 answer ("The answer is: 7"); the words of an earlier answer to the same problem are left out, and so is what is beyond
 --per-problem. Of --dataset, each row's own worked solution is put into the same form (gsm8k: a line a step, without
-calculator marks) and graded too. Writes sft.jsonl for configs/135M_generator_sft_cpu.yaml, rejected.jsonl (everything
+calculator marks; asdiv: an operation a line) and graded too. Writes sft.jsonl for configs/135M_generator_sft_cpu.yaml, rejected.jsonl (everything
 else, with its reason) and stats.json. Killed, the same command does it again, in seconds.
 
 Examples: python tools/collect_solutions.py --answers answers/few_shot --exclude answers/test --out sft/generator
@@ -46,7 +46,7 @@ class Arguments:
     answers: tuple[Path, ...] = ()
     """folders of generate_answers, graded by check_answers"""
     dataset: str | None = None
-    """instead of --answers: a benchmark with worked solutions (gsm8k)"""
+    """instead of --answers: a benchmark with worked solutions (gsm8k, asdiv)"""
     data_files: str | None = None
     """its file (.jsonl, .json, .parquet, .csv), instead of the Hub"""
     split: str = "train"

@@ -186,7 +186,7 @@ def test_the_same_command_does_it_again_and_another_is_refused(tmp_path: Path) -
         ({"dataset": "gsm8k", "min_steps": 0}, "--min-steps 0: give at least 1"),
         ({"dataset": "gsm8k", "drop_excluded": True}, "--drop-excluded without --exclude"),
         ({"dataset": "gsm9k"}, "did you mean 'gsm8k'"),
-        ({"dataset": "asdiv"}, "asdiv has no worked solutions in steps; known are those of: gsm8k"),
+        ({"dataset": "svamp"}, "svamp has no worked solutions in steps; known are those of: asdiv, gsm8k"),
         ({"answers": (Path("nowhere"),)}, "no such folder: nowhere"),
         ({"dataset": "gsm8k", "data_files": "no.jsonl"}, "--data-files no.jsonl: no such file"),
     ],

@@ -26,7 +26,7 @@ from tt_reasoning.problems.competitions import aime24_problem, aime25_problem, a
 from tt_reasoning.problems.gsm8k import gsm8k_problem, gsm8k_solution
 from tt_reasoning.problems.math import math500_problem, math_problem
 from tt_reasoning.problems.quickstart import DATA, quickstart_problem
-from tt_reasoning.problems.word_problems import asdiv_problem, mawps_problem, svamp_problem
+from tt_reasoning.problems.word_problems import asdiv_problem, asdiv_solution, mawps_problem, svamp_problem
 from tt_reasoning.types import Kind, Problem
 
 Row = dict[str, Any]
@@ -37,8 +37,8 @@ class Source:
     """A benchmark: where its rows are and how one becomes a problem.
 
     ``to_problem`` raises ValueError for a malformed row and returns None for a sound row that asks no single
-    question. ``to_solution`` gives the row's own worked solution in steps, where the benchmark has any. ``hub`` is a
-    dataset on the Hugging Face Hub; None means the file that ships with the package.
+    question. ``to_solution`` gives the row's own worked solution in steps, where the benchmark has any; None for a row
+    without one. ``hub`` is a dataset on the Hugging Face Hub; None means the file that ships with the package.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Source:
     revision: str | None = None
     splits: tuple[str, ...]
     to_problem: Callable[[Row, str], Problem | None]
-    to_solution: Callable[[Row], str] | None = None
+    to_solution: Callable[[Row], str | None] | None = None
 
 
 SOURCES: dict[str, Source] = {
@@ -89,6 +89,7 @@ SOURCES: dict[str, Source] = {
             hub="EleutherAI/asdiv",
             splits=("validation",),
             to_problem=asdiv_problem,
+            to_solution=asdiv_solution,
         ),
         Source(
             name="svamp",
@@ -233,7 +234,7 @@ def read_problems(
 def read_solutions(
     dataset: str, split: str, *, data_files: str | None = None, limit: int | None = None, start: int = 0
 ) -> Iterator[tuple[Problem, str]]:
-    """The problems of ``read_problems``, each with the benchmark's own worked solution, a line a step.
+    """The problems of ``read_problems`` that have one with the benchmark's own worked solution, a line a step.
 
     Raises:
         UserError: as ``read_problems``, or a benchmark that has none.
@@ -242,7 +243,8 @@ def read_solutions(
     if dataset in SOURCES and to_solution is None:
         known = ", ".join(sorted(name for name, source in SOURCES.items() if source.to_solution))
         raise UserError(f"{dataset} has no worked solutions in steps; known are those of: {known}")
-    return ((problem, to_solution(row)) for problem, row in _read_rows(dataset, split, data_files, limit, start))
+    found = ((problem, to_solution(row)) for problem, row in _read_rows(dataset, split, data_files, limit, start))
+    return ((problem, solution) for problem, solution in found if solution is not None)
 
 
 def _read_rows(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from tt_reasoning.problems.rows import number_field, text_field
 from tt_reasoning.types import Problem
 
+_OPERATIONS: dict[type[ast.operator], tuple[str, Callable[[Fraction, Fraction], Fraction]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.Div: ("/", operator.truediv),
+}
 _WITH_UNIT = re.compile(r"(-?[\d.,/]+)\s*\([^()]*\)")
 
 
@@ -45,6 +55,52 @@ def asdiv_problem(row: dict[str, Any], split: str) -> Problem | None:
         question=f"{text_field(row, 'body')} {text_field(row, 'question')}",
         reference=number_field({"answer": number[1]}, "answer") if number else answer,
     )
+
+
+def asdiv_solution(row: dict[str, Any]) -> str | None:
+    """The formula worked out, an operation a line; the last line states the gold answer.
+
+    None where the formula is not plain arithmetic that ends in the gold answer: a remainder, a ratio, an unknown, a
+    result that is not written out in a few decimals.
+
+    >>> row = {"body": "Ten bags hold 8 rolls each; 4 bags are sold.", "question": "How many rolls are left?"}
+    >>> print(asdiv_solution(row | {"answer": "48 (rolls)", "formula": "(10-4)*8=48"}))
+    10 - 4 = 6
+    6 * 8 = 48
+    The answer is: 48
+    >>> asdiv_solution(row | {"answer": "5 (rolls)", "formula": "47/6=7 r5"})
+    """
+    problem = asdiv_problem(row, "")
+    formula, _, result = text_field(row, "formula").partition("=")
+    lines: list[str] = []
+    try:
+        value = _work_out(ast.parse(formula.strip(), mode="eval").body, lines)
+        gold = Fraction(problem.reference) if problem else None
+        if not lines or value != gold or value != Fraction(result.strip()):
+            return None
+        return "\n".join([*lines, f"The answer is: {_write(value)}"])
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _work_out(node: ast.expr, lines: list[str]) -> Fraction:
+    """The value of an expression; appends a line for every operation. Raises ValueError for anything but arithmetic."""
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return Fraction(str(node.value))
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATIONS:
+        raise ValueError("not plain arithmetic")
+    left, right = _work_out(node.left, lines), _work_out(node.right, lines)
+    sign, operation = _OPERATIONS[type(node.op)]
+    value = operation(left, right)
+    lines.append(f"{_write(left)} {sign} {_write(right)} = {_write(value)}")
+    return value
+
+
+def _write(value: Fraction) -> str:
+    """A number as a pupil writes it. Raises ValueError for one that four decimals do not hold."""
+    if (value * 10_000).denominator != 1:
+        raise ValueError("more than four decimals")
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.4f}".rstrip("0")
 
 
 def svamp_problem(row: dict[str, Any], split: str) -> Problem:
