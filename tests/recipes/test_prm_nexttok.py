@@ -12,8 +12,13 @@ from grpo_home import environment, merge, metrics, run
 from judge_home import CONFIGS, command, settings, write_home
 from safetensors.torch import load_file
 
+from tt_reasoning.answer_sets import open_answers
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges import JudgeCard, read_card
+from tt_reasoning.judges.forms import find_form
+from tt_reasoning.judges.native import NativeJudge
+from tt_reasoning.judges.ranking import Reader, score_answers
+from tt_reasoning.steps import read_steps
 
 CPU = ("prm_nexttok", "135M_prm_cpu.yaml")
 SETTINGS = ("evaluation.share=0.25", "evaluation.every_n_steps=6", "lr_scheduler.num_warmup_steps=1")
@@ -52,6 +57,20 @@ def test_a_judge_learns_the_rule_and_tells_right_from_wrong_on_held_out_problems
     assert after["problems"] == 2 and after["steps"] == 12
     held = read_rows(whole / "held_out.jsonl")
     assert {row["answer_id"][2:] for row in held} == {"0", "1", "2"} and len(held) == 6
+
+
+def test_ranking_reads_a_checkpoint_as_its_evaluation_did(home: Path, whole: Path, tmp_path: Path) -> None:
+    judge = whole / "step_12"
+    form, tokenizer = find_form(judge)
+    reader = Reader(form=form, tokenizer=tokenizer, style="lines", max_length=200)
+    score_answers(
+        open_answers(home / "steps"), tmp_path, reader, lambda: NativeJudge(str(judge), form, device="cpu")
+    )
+    ranked = read_steps(tmp_path / "steps.jsonl")
+    held = read_rows(whole / "held_out.jsonl")
+    assert held and {row["step"] for row in held} == {12}
+    for row in held:
+        assert [step.score for step in ranked[row["answer_id"]]] == pytest.approx(row["scores"], abs=1e-5)
 
 
 def test_a_checkpoint_says_how_the_judge_is_read(home: Path, whole: Path) -> None:
