@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tt_reasoning.judges import JudgeCard, read_card
 from tt_reasoning.judges.forms import find_form
 from tt_reasoning.judges.native import NativeJudge
 from tt_reasoning.judges.ranking import Reader, score_answers
+from tt_reasoning.models.vocabulary import add_tokens
 from tt_reasoning.steps import read_steps
 
 CPU = ("prm_nexttok", "135M_prm_cpu.yaml")
@@ -123,6 +125,17 @@ def test_lora_soft_labels_packing_and_a_language_model_loss_work_together(home: 
     assert (home / "lora" / "step_2" / "adapter" / "adapter_model.safetensors").exists()
     assert all(row["language_model_loss"] > 0 and row["label_loss"] > 0 for row in metrics(home / "lora"))
     assert not (home / "lora" / "evaluations.jsonl").exists()
+
+
+def test_special_tokens_that_were_added_to_the_model_mark_and_label_the_steps(home: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(home / "model", model)
+    add_tokens(model, ["<END_STEP>", "<POS_STEP>", "<NEG_STEP>"])
+    more = ("max_steps=1", f"checkpoint={model}", f"model.path={model}", "step_format.step_token=<END_STEP>")
+    more += ("labels.good=<POS_STEP>", "labels.bad=<NEG_STEP>", r'step_format.between="\n"')
+    run_here(home, "special", *SETTINGS, *more)
+    card = read_card(home / "special" / "step_1")
+    assert (card.step_token, card.between, card.good, card.bad) == ("<END_STEP>", "\n", "<POS_STEP>", "<NEG_STEP>")
 
 
 def test_an_outcome_judge_has_one_label_a_solution(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
