@@ -1,4 +1,4 @@
-"""Publish answers, answer sets, results or a checkpoint on the Hugging Face Hub, with a card that says what it is.
+"""Publish answers, labelled steps, results, a checkpoint... on the Hugging Face Hub, with a card that says what it is.
 
 Without --upload nothing is sent: it shows every file with its size, what stays here and why, and the card. A
 README.md of your own in the folder is used as it is. Secrets, links out of the folder and pickles are not published,
@@ -30,8 +30,8 @@ from tt_reasoning.tool import run_tool
 @dataclass(kw_only=True)
 class Arguments:
     folder: Path
-    """what to publish: a folder of generate_answers, concat_answers or evaluate, a checkpoint (step_N), or another
-    folder with safetensors or data files"""
+    """what to publish: a folder of a tool (answers, answer sets, steps, scores, SFT data, results), a checkpoint of an
+    aggregator or a judge (step_N), or another folder with safetensors or data files"""
     repo: str
     """repository on the Hub, user/name; made if it is not there"""
     type: Literal["dataset", "model"] | None = None

@@ -46,6 +46,7 @@ from tt_reasoning.types import Answer, Problem, Rating, Sampling, Step
 Mode = Literal["candidates", "single-path", "product"]
 Split = Literal["train", "test"]
 LeftOut = Literal["quality_control", "initial_screening", "bad_problem", "give_up", "generation", "unrated"]
+HOME, LICENSE = "https://github.com/openai/prm800k", "MIT"
 # The files do not say how their solutions were sampled; the prompt is the one behind which judges read them.
 SAMPLING = Sampling(model="prm800k", prompt="steps")
 _FINISHES = ("found_error", "solution", "bad_problem", "give_up")

@@ -10,18 +10,16 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from publish_plans import content, front, mistake, paths, plan
 from tiny import write_tiny_model
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import first_answers
 from tt_reasoning.answer_sets.tables import set_row
-from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import Report, Result
 from tt_reasoning.hub import HubFile
-from tt_reasoning.publishing import Publication, plan_publication
 from tt_reasoning.publishing.cards import choose_license, is_own_card
 from tt_reasoning.publishing.privacy import Secret, find_secrets, scrub_json, scrub_paths
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
@@ -45,32 +43,6 @@ HARMLESS = (
     "the task-based risk-free disk-1234567890123456789 and hf_dataset, sk-learn, AKIA, ghp_short, xox, "
     "bearer of good news, https://example.org:8000/v1?x=a@b, eyJ, -----BEGIN CERTIFICATE-----, f(x)://a"
 )
-
-
-def plan(folder: Path, tmp_path: Path, **options: object) -> Publication:
-    work = tmp_path / f"work-{len(list(tmp_path.glob('work-*')))}"
-    work.mkdir()
-    return plan_publication(folder, work, **{"repo": "user/demo", **options})
-
-
-def mistake(folder: Path, tmp_path: Path, **options: object) -> str:
-    with pytest.raises(UserError) as caught:
-        plan(folder, tmp_path, **options)
-    (line,) = str(caught.value).splitlines()
-    return line
-
-
-def content(planned: Publication, path: str) -> bytes:
-    (source,) = (file.source for file in planned.files if file.path == path)
-    return source if isinstance(source, bytes) else source.read_bytes()
-
-
-def paths(planned: Publication) -> list[str]:
-    return [file.path for file in planned.files]
-
-
-def front(card: str) -> dict:
-    return yaml.safe_load(card.split("---\n")[1])
 
 
 def make_answers(

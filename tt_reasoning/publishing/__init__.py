@@ -26,7 +26,7 @@ from tt_reasoning.answer_sets.tables import DATASET
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS
 from tt_reasoning.hub import CARD, HubFile, RepoType, check_repo_name
-from tt_reasoning.publishing.cards import check_card, choose_license, is_own_card, write_card
+from tt_reasoning.publishing.cards import MODEL_KINDS, check_card, choose_license, is_own_card, write_card
 from tt_reasoning.publishing.inventory import (
     STATS,
     Content,
@@ -46,6 +46,7 @@ from tt_reasoning.publishing.privacy import (
     scrub_json,
     text_blocks,
 )
+from tt_reasoning.sft_data import REJECTED, SFT
 
 _RUN_FILES = (store.MANIFEST, STATS, RESULTS, "aggregator.json", "source.json")  # every string may be a path
 _BINARY = (".safetensors", ".parquet", ".arrow", ".gguf", ".model", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf")
@@ -112,7 +113,7 @@ def plan_publication(
     if base_model is not None:
         check_base_model(base_model)
     kind = recognise(folder)
-    found_type: RepoType = "model" if kind in ("model", "adapter") else "dataset"
+    found_type: RepoType = "model" if kind in MODEL_KINDS else "dataset"
     if repo_type not in (None, found_type):
         raise UserError(f"{folder} holds {name_kind(kind)}: publish it with --type {found_type}, not {repo_type}")
     with ExitStack() as stack:
@@ -238,8 +239,9 @@ def _reason_against_content(path: Path) -> str | None:
 def clean_file(path: str, source: Path, work: Path, base_model: str | None = None) -> Content:
     """A file's content without the folders of this machine: the file itself where it names none.
 
-    Manifests and results lose them everywhere, configs where they say what they were loaded from, and records in the
-    name of the model that answered. Texts (questions, answers) are never touched.
+    Manifests and results lose them everywhere, configs where they say what they were loaded from, records and rows to
+    learn from in the name of the model that answered. Texts (questions, answers) are never touched, nor is
+    ``judge.json``: what it says a step ends with may look like a path, and its prompt is a name.
     """
     if source.suffix == ".jsonl":
         return _clean_records(source, work / "cleaned" / path)
@@ -252,19 +254,24 @@ def clean_file(path: str, source: Path, work: Path, base_model: str | None = Non
     return source if cleaned == text else cleaned.encode()
 
 
-_LOCAL_MODEL = re.compile(rb'"model"\s*:\s*"(?:/|~|\.\.|[A-Za-z]:|\\\\)')
+_LOCAL = {
+    kind: re.compile(rb'"%s"\s*:\s*"(?:/|~|\.\.|[A-Za-z]:|\\\\)' % key)
+    for kind, key in (("records", b"model"), ("rows", b"source"))
+}
 
 
 def _clean_records(source: Path, target: Path) -> Path:
+    kind = "rows" if source.name in (SFT, REJECTED) else "records"
+    local = _LOCAL[kind]
     with source.open("rb") as lines:
-        if not any(_LOCAL_MODEL.search(line) for line in lines):
+        if not any(local.search(line) for line in lines):
             return source
         target.parent.mkdir(parents=True, exist_ok=True)
         lines.seek(0)
         with target.open("wb") as file:
             for line in tqdm(lines, unit="line", desc=f"clean {source.name}", disable=None):
-                if _LOCAL_MODEL.search(line):
-                    line = scrub_json(line.decode(), only="records").encode()
+                if local.search(line):
+                    line = scrub_json(line.decode(), only=kind).encode()
                 file.write(line)
     return target
 

@@ -22,6 +22,8 @@ import yaml
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import AGGREGATOR, Report, format_table, interval, percent
+from tt_reasoning.judges import JudgeCard
+from tt_reasoning.prm800k import HOME, LICENSE
 from tt_reasoning.problems import SOURCES
 from tt_reasoning.publishing.privacy import scrub_paths
 from tt_reasoning.types import Sampling
@@ -29,6 +31,7 @@ from tt_reasoning.types import Sampling
 _MARK = re.compile(r"<!-- written by tt-reasoning: ([0-9a-f]{16}) -->\n\Z")
 _FRONT = re.compile(r"---\r?\n(.*?\r?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENSE_ID = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
+MODEL_KINDS = ("model", "adapter", "judge")
 _MOST_ROWS = 12  # of a table of statistics inside another one: more, or numbers as names, is a histogram
 
 BASE_LICENSES: dict[str, dict[str, str]] = {  # of the models that tools/get_model.py knows
@@ -75,6 +78,16 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A judge on the problems that its training held out: a row of ``evaluations.jsonl``, of how many, and whether it
+    is the one with the lowest loss."""
+
+    figures: Mapping[str, Any]
+    num_evaluations: int
+    is_best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What a card is about, as the folder says it.
 
@@ -94,11 +107,13 @@ class Subject:
     facts: tuple[str, ...] = ()
     base_model: str | None = None
     prompt: str | None = None
+    judge: JudgeCard | None = None
+    held_out: HeldOut | None = None
     license: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_model(self) -> bool:
-        return self.kind in ("model", "adapter")
+        return self.kind in MODEL_KINDS
 
 
 class License(typing.NamedTuple):
@@ -114,9 +129,16 @@ def source_license(source: str) -> str | None:
     >>> source_license("gsm8k"), source_license("gpqa-diamond"), source_license("aime25"), source_license("mine")
     ('mit', 'cc-by-4.0', None, None)
     """
-    known = SOURCES[source].license if source in SOURCES else "unknown"
-    name = known.partition(",")[0].lower()
+    name = _origin(source)[0].partition(",")[0].lower()
     return None if name == "unknown" else name
+
+
+def _origin(source: str) -> tuple[str, str]:
+    """The licence of a benchmark, or of PRM800K, and where it is from."""
+    if source == "prm800k":
+        return LICENSE, HOME
+    known = SOURCES.get(source)
+    return known.license if known else "unknown", "tt-reasoning" if known and known.hub is None else _hub_name(source)
 
 
 def choose_license(given: str | None, sources: Iterable[str], base_model: str | None = None) -> License:
@@ -216,19 +238,20 @@ def _named_files(configs: Any) -> list[str]:
 
 
 def _front_matter(subject: Subject) -> dict[str, Any]:
-    tags = ["tt-reasoning", *(["answer-sets", "ssa"] if subject.kind == "answer sets" or subject.prompt else [])]
     fields: dict[str, Any] = dict(subject.license)
-    if any(source in SOURCES for source, _ in subject.sources):
+    if any(source in SOURCES or source == "prm800k" for source, _ in subject.sources):
         fields["language"] = ["en"]
     fields |= {"pretty_name": subject.repo.partition("/")[2]} if not subject.is_model else {}
-    fields["tags"] = tags
+    fields["tags"] = _tags(subject)
     if subject.is_model:
-        fields |= {"library_name": "peft" if subject.kind == "adapter" else "transformers"}
-        fields |= {"pipeline_tag": "text-generation"}
+        # Not transformers for a judge: the Hub would offer to load it with a classifier's head that it does not have.
+        libraries = {"adapter": "peft", "judge": "tt-reasoning"}
+        fields |= {"library_name": libraries.get(subject.kind, "transformers")}
+        fields |= {"pipeline_tag": "text-classification" if subject.judge else "text-generation"}
         fields |= {"base_model": subject.base_model} if subject.base_model else {}
         fields |= {"model-index": index} if (index := _model_index(subject)) else {}
         return fields
-    fields["task_categories"] = ["text-generation"]
+    fields["task_categories"] = ["text-classification" if subject.kind in ("steps", "scores") else "text-generation"]
     if subject.tables:
         fields["size_categories"] = [size_category(max(table.num_rows for table in subject.tables))]
         fields["configs"] = [
@@ -245,6 +268,17 @@ def _front_matter(subject: Subject) -> dict[str, Any]:
                 {"config_name": table.name, "features": features_of(table.record)} for table in typed if table.record
             ]
     return fields
+
+
+def _tags(subject: Subject) -> list[str]:
+    tags = ["tt-reasoning"]
+    if subject.kind == "answer sets" or subject.prompt:
+        tags += ["answer-sets", "ssa"]
+    if subject.judge:
+        of_whole = subject.judge.outcome or subject.judge.head == "value"
+        tags += ["reward-model", "outcome-reward-model" if of_whole else "process-reward-model"]
+        tags += ["verifier"] if subject.judge.head == "value" else []
+    return tags + (["process-reward-model"] if subject.kind == "steps" else [])
 
 
 def size_category(num_rows: int) -> str:
@@ -308,6 +342,8 @@ def _hub_name(source: str) -> str:
 
 
 def _use(subject: Subject) -> str:
+    if subject.judge:
+        return _use_judge(subject, subject.judge)
     if subject.kind == "adapter":
         base = subject.base_model or "BASE"
         code = (
@@ -339,7 +375,72 @@ def _use(subject: Subject) -> str:
             lines += f"`tune run grpo_ssa_distributed --config CONFIG dataset.source=hub:{subject.repo}`."
         rows = [[column, COLUMNS.get(column, "")] for column in subject.tables[0].columns]
         lines += "\n\n" + format_table([["column", "what it holds"], *rows], markdown=True)
-    return lines
+    return lines + _use_with_tools(subject)
+
+
+def _use_with_tools(subject: Subject) -> str:
+    """What tt-reasoning does with a folder that has to be on the disk."""
+    name = subject.repo.partition("/")[2]
+    purpose, folder, command = {
+        "steps": ("train a step judge", f"steps/{name}", "tune run prm_nexttok --config CONFIG dataset.source="),
+        "scores": ("select answers by it", f"scores/{name}", "python tools/evaluate.py --answers ANSWERS --scores "),
+    }.get(subject.kind, ("", "", ""))
+    if not purpose:
+        return ""
+    more = " --out RESULTS" if subject.kind == "scores" else ""
+    return (
+        f"\n\nTo {purpose} with tt-reasoning:\n\n```\nhf download {subject.repo} --repo-type dataset --local-dir "
+        f"{folder}\n{command}{folder}{more}\n```"
+    )
+
+
+def _use_judge(subject: Subject, judge: JudgeCard) -> str:
+    folder = f"judges/{subject.repo.partition('/')[2]}"
+    unit = "every answer" if judge.outcome or judge.head == "value" else "every step of every answer"
+    return (
+        "## Use\n\n```\n"
+        f"hf download {subject.repo} --local-dir {folder}\n"
+        f"python tools/rank_answers.py --answers ANSWERS --judge {folder} --out scores/run\n"
+        "python tools/evaluate.py --answers ANSWERS --scores scores/run --out RESULTS\n```\n\n"
+        f"`rank_answers` of tt-reasoning scores {unit} in the folder ANSWERS; `evaluate` selects by the scores "
+        "(best-of-n, weighted votes). transformers and vLLM load the weights as a language model, which by itself "
+        "says no score.\n\n"
+        f"### What it reads, and where its score stands\n\n{_describe_reading(judge)}"
+    )
+
+
+def _describe_reading(judge: JudgeCard) -> str:
+    """The text of a question with a solution as the judge is shown it, and what makes the score."""
+    from tt_reasoning.judges.formats import TagFormat  # with torch
+
+    is_value = judge.head == "value"
+    parts = ["{solution}"] if judge.outcome or is_value else ["{step 1}", "{step 2}"]
+    spans = [(0, 10)] if len(parts) == 1 else [(0, 8), (8, 16)]
+    shown = TagFormat(prompt=judge.prompt, step_token="" if is_value else judge.step_token, between=judge.between)
+    text = _quote(shown.text("{question}", "".join(parts), spans)[0])
+    lines = [
+        f"It is shown {text}, written here as JSON, of the prompt `{judge.prompt}`; the tokenizer's own first token, "
+        "if it has one, stands before it."
+    ]
+    if is_value:
+        how = "the sigmoid of its value" if judge.squash else "its value, cut to 0 to 1"
+        return lines[0] + f" The value head is read at the last token of the solution; the score is {how}."
+    behind = "the solution" if judge.outcome else "each step"
+    lines.append(
+        f"Behind {behind} stands {_quote(judge.step_token)}. The score is the softmax of two logits at the last token "
+        f"of that: of {_quote(judge.good)} (right) against {_quote(judge.bad)} (wrong)."
+    )
+    return " ".join(lines)
+
+
+def _quote(text: str) -> str:
+    """A text as JSON in code, whatever it holds.
+
+    >>> _quote("\\n"), _quote("`")
+    ('`"\\\\n"`', '`` "`" ``')
+    """
+    quoted = json.dumps(text, ensure_ascii=False)
+    return f"`` {quoted} ``" if "`" in quoted else f"`{quoted}`"
 
 
 def _how_made(subject: Subject) -> str:
@@ -382,8 +483,38 @@ def _flat(stats: Mapping[str, Any], before: str = "") -> Iterable[list[str]]:
 
 
 def _evaluation(subject: Subject) -> str:
-    if not subject.reports:
-        return ""
+    parts = [_held_out(subject.held_out)] if subject.held_out else []
+    parts += [_reported(subject)] if subject.reports else []
+    return "## Evaluation\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _held_out(held_out: HeldOut) -> str:
+    """What the training measured; only figures that there are."""
+    figures = held_out.figures
+    rows = [["on held-out problems", "value"], ["problems", f"{figures['problems']:,}"]]
+    rows.append(["labels", f"{figures['steps']:,}"])
+    if figures.get("auc") is not None:
+        low, high = figures["auc_low"], figures["auc_high"]
+        rows.append(["ROC-AUC, 95 % interval", f"{figures['auc']:.3f} [{low:.3f}, {high:.3f}]"])
+    if figures.get("first_error_f1") is not None:
+        rows.append(["first-error F1 (ProcessBench)", f"{figures['first_error_f1']:.3f}"])
+    names = (("accuracy %", "accuracy"), ("right labels %", "good_share"))
+    rows += [[name, percent(figures[key])] for name, key in names if figures.get(key) is not None]
+    names = (("calibration error", "calibration_error"), ("loss", "loss"))
+    rows += [[name, f"{figures[key]:.3f}"] for name, key in names if figures.get(key) is not None]
+    text = (
+        format_table(rows, markdown=True) + "\n\nMeasured by the training itself, on problems that it held out of the "
+        "same data; labels are those of that data. The interval is bootstrapped over problems."
+    )
+    if held_out.is_best and held_out.num_evaluations > 1:
+        text += (
+            f" Of {held_out.num_evaluations} measurements of the run on these problems this one has the lowest loss: "
+            "chosen so, it flatters a little."
+        )
+    return text
+
+
+def _reported(subject: Subject) -> str:
     rows = [["run", "answers of", "benchmark", "k", "method", "accuracy %", "95 % interval", "problems"]]
     for name, report in subject.reports.items():
         for result in report.results:
@@ -392,8 +523,7 @@ def _evaluation(subject: Subject) -> str:
                 percent(result.value), interval(result), str(result.num_problems),
             ])  # fmt: skip
     return (
-        "## Evaluation\n\n"
-        + format_table(rows, markdown=True)
+        format_table(rows, markdown=True)
         + "\n\nIntervals are bootstrapped over problems. In a run all methods are measured on the same problems; "
         "those with an answer that could not be judged are left out."
     )
@@ -404,23 +534,32 @@ def _whose(subject: Subject) -> str:
         return ""
     rows = [["benchmark", "split", "problems", "licence", "from"]]
     for (source, split), count in sorted(subject.sources.items()):
-        known = SOURCES.get(source)
-        rows.append([
-            source, split, f"{count:,}" if count else "-", known.license if known else "unknown",
-            "tt-reasoning" if known and known.hub is None else _hub_name(source),
-        ])  # fmt: skip
-    return (
+        rows.append([source, split, f"{count:,}" if count else "-", *_origin(source)])
+    text = (
         "## Sources and licences\n\n" + format_table(rows, markdown=True) + "\n\nQuestions and gold answers are the "
         "benchmarks' own and stay under their licences; cite their authors."
     )
+    if any(source == "prm800k" for source, _ in subject.sources):
+        text += " Solutions and ratings are those of PRM800K, its questions those of MATH; "
+        text += "some steps, all without a rating, were written by its labellers."
+    return text
 
 
 def _limits(subject: Subject) -> str:
     limits = ["For research on reasoning with several sampled answers."]
-    if subject.is_model:
+    if subject.judge:
+        limits += ["It compares solutions; it writes none, and a high score is no proof that one is right."]
+        limits += ["Of solutions unlike those it learned from (their subject, their writer, how they are split into "
+                   "steps) nothing is known but what stands here."]  # fmt: skip
+    elif subject.is_model:
         limits += ["What it writes can be wrong and sound right; nothing is known of it but what stands here."]
         if subject.prompt:
             limits += ["It reads several answers and writes one; it is no chat model, and no better than its answers."]
+    elif subject.kind == "steps":
+        limits += ["Solutions are a model's: wrong ones are in it and meant to be."]
+        limits += ["Labels are people's ratings, or estimates from a model's own attempts: errors are among them."]
+    elif subject.kind == "scores":
+        limits += ["Scores are a model's: a high one is no proof that an answer is right."]
     elif subject.kind != "dataset":
         limits += ["Answers are a model's: wrong ones are in it and meant to be, and they carry that model's biases."]
         limits += ["Gold answers come from the benchmarks, errors included; verdicts are a program's."]

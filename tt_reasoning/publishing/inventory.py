@@ -1,7 +1,7 @@
 """What a folder holds that can be published: its kind, its tables, and all that its card can say about it.
 
 Folders of this project say much themselves: the manifest what made them, the records which benchmarks they are from
-and how answers were sampled, ``stats.json`` and ``results.json`` the rest. Answer sets without a Parquet file get
+and how answers were sampled, ``stats.json``, ``results.json`` and a judge's ``judge.json`` the rest. Answer sets without a Parquet file get
 one here, which ``datasets.load_dataset`` reads.
 """
 
@@ -24,11 +24,22 @@ from tt_reasoning.answer_sets.tables import write_parquet
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS, Report, percent, read_report
 from tt_reasoning.generation import ANSWERS, PROBLEMS, USAGE
-from tt_reasoning.publishing.cards import Subject, Table
+from tt_reasoning.judges import CARD as JUDGE
+from tt_reasoning.judges import JudgeCard, read_card
+from tt_reasoning.judges.held_out import EVALUATIONS, best_evaluation
+from tt_reasoning.prm800k import SAMPLING as PRM800K_SAMPLING
+from tt_reasoning.publishing.cards import HeldOut, Subject, Table
 from tt_reasoning.publishing.privacy import scrub_json, scrub_paths
-from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
+from tt_reasoning.scores import SCORES, SKIPPED, Skipped, read_scores
+from tt_reasoning.sft_data import JUSTIFICATIONS, REJECTED, SFT, RejectedRow, SFTRow
+from tt_reasoning.shepherd import PREFIXES, ROLLOUT_VERDICTS, ROLLOUTS
+from tt_reasoning.solutions import REFERENCE, RejectedSolution, SolutionRow
+from tt_reasoning.steps import STEPS
+from tt_reasoning.types import Answer, AnswerSet, Problem, Rating, Sampling, Score, Step, Verdict
 
-Kind = Literal["answer sets", "answers", "results", "model", "adapter", "dataset"]
+Kind = Literal[
+    "answer sets", "answers", "results", "steps", "scores", "SFT data", "model", "adapter", "judge", "dataset"
+]  # fmt: skip
 Content = Path | bytes  # of a file to publish: a file here, or what is to stand in its place
 
 SETS, STATS = "sets.jsonl", "stats.json"
@@ -36,12 +47,18 @@ _OF_TOOL: dict[str, tuple[Kind, tuple[str, ...]]] = {  # what a tool's folder is
     "concat_answers": ("answer sets", (STATS,)),
     "generate_answers": ("answers", (PROBLEMS, ANSWERS)),
     "evaluate": ("results", (RESULTS,)),
+    "build_step_labels prm800k": ("steps", (PROBLEMS, ANSWERS, STEPS, STATS)),
+    "build_step_labels shepherd": ("steps", (PROBLEMS, ANSWERS, STEPS, STATS)),
+    "rank_answers": ("scores", (SCORES,)),
+    "collect_solutions": ("SFT data", (SFT, REJECTED, STATS)),
+    "create_sft_data": ("SFT data", (SFT, REJECTED, STATS)),
 }
 _DATA = (".parquet", ".jsonl", ".csv", ".json", ".arrow", ".txt")
 _NOT_DATA = (store.MANIFEST, STATS, RESULTS, USAGE, "dataset_info.json", "state.json", "source.json")
 _SPLITS = ("train", "validation", "valid", "dev", "test")
 _MOST_NAMES = 6  # of files in a sentence
 _SSA = "(SSA, [arXiv 2506.09014](https://arxiv.org/abs/2506.09014))"
+_VALUE_HEAD = ("value_head/model.safetensors", "value_head/value_head.json")
 
 
 def recognise(folder: Path) -> Kind:
@@ -58,7 +75,7 @@ def recognise(folder: Path) -> Kind:
     config, adapter = folder / "config.json", folder / "adapter_config.json"
     weights = any(folder.glob("*.safetensors"))
     if weights and (config.exists() or adapter.exists()):
-        return "model" if config.exists() else "adapter"
+        return "adapter" if not config.exists() else "judge" if (folder / JUDGE).exists() else "model"
     if config.exists() or adapter.exists():
         raise UserError(f"{folder} has a model's config but no *.safetensors: weights as pickles are not published")
     steps = sorted(folder.glob("step_*"), key=lambda path: (len(path.name), path.name))
@@ -67,8 +84,9 @@ def recognise(folder: Path) -> Kind:
     if any(path.suffix in _DATA and path.name not in _NOT_DATA for path in folder.rglob("[!.]*") if path.is_file()):
         return "dataset"
     raise UserError(
-        f"{folder} holds nothing to publish: name a folder of generate_answers, concat_answers or evaluate, "
-        "a checkpoint (step_N), or a folder with safetensors or data files"
+        f"{folder} holds nothing to publish: name a folder of generate_answers, concat_answers, build_step_labels, "
+        "rank_answers, collect_solutions, create_sft_data or evaluate, a checkpoint (step_N), or a folder with "
+        "safetensors or data files"
     )
 
 
@@ -78,7 +96,7 @@ def name_kind(kind: Kind) -> str:
     >>> name_kind("model"), name_kind("answer sets")
     ('a model', 'answer sets')
     """
-    return {"model": "a model", "adapter": "an adapter", "dataset": "data"}.get(kind, kind)
+    return {"model": "a model", "adapter": "an adapter", "judge": "a judge", "dataset": "data"}.get(kind, kind)
 
 
 def check_weights(folder: Path) -> None:
@@ -141,7 +159,7 @@ def describe(
     if (folder / store.MANIFEST).exists():
         known["manifest"] = json.loads(scrub_json(json.dumps(store.read_manifest(folder))))
     if (folder / STATS).exists():
-        known["stats"] = read_json(folder / STATS)
+        known["stats"] = json.loads(scrub_json(json.dumps(read_json(folder / STATS))))
     if kind == "answer sets":
         known |= _describe_sets(folder, contents, work)
     elif kind == "answers":
@@ -150,8 +168,16 @@ def describe(
         report = read_report(folder / RESULTS)
         reports[folder.resolve().name] = report
         known |= _describe_results(contents, report)
+    elif kind == "steps":
+        known |= _describe_steps(folder, contents, known["manifest"])
+    elif kind == "scores":
+        known |= _describe_scores(folder, contents, known["manifest"])
+    elif kind == "SFT data":
+        known |= _describe_rows_to_learn(folder, contents, known["manifest"])
     elif kind == "dataset":
         known |= _describe_dataset(contents, known.get("manifest"))
+    elif kind == "judge":
+        known |= _describe_judge(folder, base_model)
     else:
         known |= _describe_model(folder, kind, base_model)
     return Subject(**known, reports=reports | _read_reports(results))
@@ -288,32 +314,53 @@ def _describe_answers(folder: Path, contents: dict[str, Content]) -> dict[str, A
         facts.append(f"{percent(reasons['match'] / max(1, judged))} % of the answers that could be judged are correct")
     if reasons.total() < num_answers:
         facts.append(f"{num_answers - reasons.total():,} answers have no verdict")
-    split = split_name(next(iter(tally.sources))[1]) if len(tally.sources) == 1 else "train"
     return {
         "what": (
             f"{num_answers:,} answers that {_models(tally)} sampled to {num_problems:,} problems"
             + (", each with the verdict of a grader" if reasons else "")
             + ". Answers, problems and verdicts are records that join on their ids."
         ),
-        "tables": tuple(
-            Table(name=name, files={split: path}, num_rows=count, record=record)
-            for name, path, count, record in tables
-            if path in contents
-        ),
+        "tables": _tables(tables, _split_of(tally), contents),
         "sources": tally.sources,
         "samplings": tuple(tally.samplings),
         "facts": tuple(facts),
     }
 
 
+def _split_of(tally: _Tally) -> str:
+    """The split of all problems; ``train``, as the Hub has it, where they are of several."""
+    return split_name(next(iter(tally.sources))[1]) if len(tally.sources) == 1 else "train"
+
+
+def _tables(
+    rows: Sequence[tuple[str, str, int, type | None]], split: str, contents: Mapping[str, Content]
+) -> tuple[Table, ...]:
+    """Tables of records (name, path, number of rows, record), of those that are published and not empty."""
+    return tuple(
+        Table(name=name, files={split: path}, num_rows=count, record=record)
+        for name, path, count, record in rows
+        if path in contents and count
+    )
+
+
 def _read_whole(path: Path, record: type) -> Iterator[Any]:
     """The records of a file that no run is in the middle of. Raises UserError for a last line cut off by a kill."""
+    _check_end(path)
+    yield from store.read_records(path, record)
+
+
+def _count_rows(path: Path) -> int:
+    """The lines of such a file; 0 where there is none."""
+    _check_end(path)
+    return sum(1 for _ in store.read_rows(path))
+
+
+def _check_end(path: Path) -> None:
     if path.exists() and path.stat().st_size:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 raise UserError(f"{path}: its last line is cut off; run the tool that writes it again")
-    yield from store.read_records(path, record)
 
 
 def _describe_results(contents: dict[str, Content], report: Report) -> dict[str, Any]:
@@ -338,6 +385,146 @@ def _describe_results(contents: dict[str, Content], report: Report) -> dict[str,
         "tables": tuple(tables),
         "sources": {(source, report.split): 0 for source in report.dataset.split("+")},
         "facts": (f"`{RESULTS}`: every number below, with counts, tokens and versions",),
+    }
+
+
+def _describe_steps(folder: Path, contents: dict[str, Content], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Labelled steps with all that they refer to: by the ratings of PRM800K, or by rollouts."""
+    tally = _Tally()
+    tally.sources.update((problem.source, problem.split) for problem in _read_whole(folder / PROBLEMS, Problem))
+    answer_ids = set()
+    for answer in tqdm(_read_whole(folder / ANSWERS, Answer), unit="answer", desc="read", disable=None):
+        tally.samplings[answer.sampling] += 1
+        answer_ids.add(answer.id)
+    ratings: Counter[Rating | None] = Counter()
+    num_scores, labelled_ids = 0, set()
+    for step in tqdm(_read_whole(folder / STEPS, Step), unit="step", desc="read", disable=None):
+        ratings[step.rating] += 1
+        num_scores += step.score is not None
+        labelled_ids.add(step.answer_id)
+    if not ratings or labelled_ids != answer_ids:
+        raise UserError(
+            f"{folder} is not finished: {STEPS} has steps of {len(labelled_ids & answer_ids)} of {len(answer_ids)} "
+            f"answers and of {len(labelled_ids - answer_ids)} others; run build_step_labels again"
+        )
+    others = (
+        ("verdicts", VERDICTS, Verdict), ("rollouts", ROLLOUTS, Answer),
+        ("rollout_verdicts", ROLLOUT_VERDICTS, Verdict),
+    )  # fmt: skip
+    tables = [
+        ("steps", STEPS, ratings.total(), Step), ("answers", ANSWERS, len(answer_ids), Answer),
+        ("problems", PROBLEMS, tally.sources.total(), Problem),
+        *((name, path, _count_rows(folder / path), record) for name, path, record in others),
+    ]  # fmt: skip
+    num_problems, arguments = tally.sources.total(), manifest["arguments"]
+    if manifest["tool"] == "build_step_labels prm800k":
+        what = (
+            f"{ratings.total():,} steps of {len(answer_ids):,} solutions, or beginnings of solutions, to "
+            f"{num_problems:,} problems, rated by people: PRM800K "
+            "([arXiv 2305.20050](https://arxiv.org/abs/2305.20050)) as records. A rating is 1 (right), 0 (neutral) or "
+            "-1 (wrong)."
+        )
+    else:
+        what = (
+            f"{ratings.total():,} steps of {len(answer_ids):,} answers that {_models(tally)} sampled to "
+            f"{num_problems:,} problems, labelled by rollouts (Math-Shepherd, "
+            "[arXiv 2312.08935](https://arxiv.org/abs/2312.08935)): "
+            f"`{arguments.get('model')}` went on from each step up to {arguments.get('rollouts')} times. Rating 1 says "
+            "that any of these reached the reference answer, -1 that none did; the last step has the verdict of its "
+            "answer."
+        )
+    facts = _describe_ratings(ratings, num_scores)
+    facts.append("`start` and `end` of a step are character offsets into the `text` of its answer (`answer_id`)")
+    if PREFIXES in contents:  # its lists hold texts and numbers, which not every version of datasets reads
+        facts.append(f"`{PREFIXES}`: for every beginning that was gone on from, its steps and what came of it")
+    return {
+        "what": what,
+        "tables": _tables(tables, _split_of(tally), contents),
+        "sources": tally.sources,
+        "samplings": tuple(sampling for sampling in tally.samplings if sampling != PRM800K_SAMPLING),
+        "facts": tuple(facts),
+    }
+
+
+def _describe_ratings(ratings: Counter[Rating | None], num_scores: int) -> list[str]:
+    """How labels fall.
+
+    >>> _describe_ratings(Counter({1: 3, -1: 1, None: 2}), 0)
+    ['75.0 % of 4 rated steps are right (1: 3, -1: 1)', '2 steps have no rating']
+    """
+    rated = ratings.total() - ratings[None]
+    each = ", ".join(f"{rating}: {ratings[rating]:,}" for rating in (1, 0, -1) if ratings[rating])
+    facts = [f"{percent(ratings[1] / rated)} % of {rated:,} rated steps are right ({each})"] if rated else []
+    facts += [f"{ratings[None]:,} steps have no rating"] if ratings[None] else []
+    facts += [f"{num_scores:,} steps have a `score`: the share of rollouts that are right"] if num_scores else []
+    return facts
+
+
+def _describe_scores(folder: Path, contents: dict[str, Content], manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a judge said of answers that lie elsewhere."""
+    scores = read_scores(folder)
+    num_steps, num_skipped = _count_rows(folder / STEPS), _count_rows(folder / SKIPPED)
+    if _count_rows(folder / SCORES) != len(scores.by_answer):
+        raise UserError(f"{folder} is not finished: {STEPS} and {SCORES} are of other answers; run rank_answers again")
+    tables = [
+        ("scores", SCORES, len(scores.by_answer), Score), ("steps", STEPS, num_steps, Step),
+        ("skipped", SKIPPED, num_skipped, Skipped),
+    ]  # fmt: skip
+    arguments = manifest["arguments"]
+    return {
+        "what": (
+            f"What the judge `{arguments.get('judge')}` said of {len(scores.by_answer):,} answers of "
+            f"`{arguments.get('answers')}`, which are not in here: records join with them on `answer_id`."
+        ),
+        "tables": _tables(tables, "train", contents),
+        "facts": (
+            f"`{STEPS}`: the probability that a step is right, for {num_steps:,} steps",
+            f"`{SCORES}`: one score an answer, the {scores.aggregate} of its steps",
+            *([f"`{SKIPPED}`: {num_skipped:,} answers without a score, and why"] if num_skipped else []),
+        ),
+    }
+
+
+def _describe_rows_to_learn(folder: Path, contents: dict[str, Content], manifest: dict[str, Any]) -> dict[str, Any]:
+    """SFT rows of a generator (collect_solutions) or of an aggregator (create_sft_data)."""
+    of_generator, arguments = manifest["tool"] == "collect_solutions", manifest["arguments"]
+    kept_type, rejected_type = (SolutionRow, RejectedSolution) if of_generator else (SFTRow, RejectedRow)
+    kept, rejected = (
+        [(row.problem_id, getattr(row, "source", "")) for row in _read_whole(folder / path, record)]
+        for path, record in ((SFT, kept_type), (REJECTED, rejected_type))
+    )
+    if not kept:
+        raise UserError(f"{folder / SFT} holds nothing to learn; run {manifest['tool']} again")
+    samplings = Counter(answer.sampling for answer in _read_whole(folder / JUSTIFICATIONS, Answer))
+    tables = [
+        ("sft", SFT, len(kept), kept_type), ("rejected", REJECTED, len(rejected), rejected_type),
+        ("justifications", JUSTIFICATIONS, samplings.total(), Answer),
+        ("verdicts", VERDICTS, _count_rows(folder / VERDICTS), Verdict),
+    ]  # fmt: skip
+    sources: Counter[tuple[str, str]] = Counter()
+    if arguments.get("dataset"):
+        sources[arguments["dataset"], arguments["split"]] = len({problem for problem, _ in [*kept, *rejected]})
+    tally = _Tally(samplings=samplings, sources=sources)
+    if of_generator:
+        writers = " and ".join(
+            "the benchmark" if source == REFERENCE else f"`{scrub_paths(source)}`"
+            for source in sorted({source for _, source in kept})
+        )
+        what = f"{len(kept):,} solutions in steps, written by {writers}, for a generator to learn from"
+    else:
+        what = (
+            f"{len(kept):,} justifications by {_models(tally)}, for an aggregator to learn from: each explains the "
+            "right answer to a question with several proposed answers, and its writer was told that answer"
+        )
+    return {
+        "what": f"{what}. A grader found each of them to reach the gold answer.",
+        "tables": _tables(tables, _split_of(tally), contents),
+        "sources": tally.sources,
+        "samplings": tuple(samplings),
+        "facts": (
+            f"`{SFT}`: `question` is what is read, `model_response` what is to be written",
+            f"`{REJECTED}`: {len(rejected):,} more, with the `reason` why they are not to be learned",
+        ),
     }
 
 
@@ -375,26 +562,80 @@ def _tables_of_lines(paths: Sequence[str], contents: Mapping[str, Content]) -> l
 
 
 def _describe_model(folder: Path, kind: Kind, base_model: str | None) -> dict[str, Any]:
-    config = read_json(folder / ("config.json" if kind == "model" else "adapter_config.json"))
     card = read_json(folder / "aggregator.json") if (folder / "aggregator.json").exists() else {}
-    base = f", trained from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
-    facts = [_count_parameters(folder)]
-    if kind == "model":
-        facts.insert(0, f"architecture: {', '.join(config.get('architectures', ['unknown']))}")
-    else:
-        facts.insert(0, f"LoRA of rank {config.get('r')}, alpha {config.get('lora_alpha')}")
-    if card:
-        facts.append(f"recipe: `{card.get('recipe')}`, step {card.get('step')}")
-    if (folder / "adapter").is_dir():
-        facts.append("`adapter/`: the LoRA adapter alone, as PEFT loads it; the weights here have it merged in")
     if card:
         what = (
-            f"An aggregator{base}: it reads a question with several proposed answers and writes one final answer "
-            f"{_SSA}."
+            f"An aggregator{_start(base_model)}: it reads a question with several proposed answers and writes one "
+            f"final answer {_SSA}."
         )
     else:
-        what = f"{'A language model' if kind == 'model' else 'A LoRA adapter'}{base}."
-    return {"what": what, "facts": tuple(facts), "prompt": card.get("prompt")}
+        what = f"{'A language model' if kind == 'model' else 'A LoRA adapter'}{_start(base_model)}."
+    return {"what": what, "facts": _describe_weights(folder, kind, card), "prompt": card.get("prompt")}
+
+
+def _start(base_model: str | None) -> str:
+    return f", trained from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
+
+
+def _describe_weights(folder: Path, kind: Kind, card: Mapping[str, Any]) -> tuple[str, ...]:
+    """Architecture, size, the recipe by its card, and what else lies beside the weights."""
+    config = read_json(folder / ("adapter_config.json" if kind == "adapter" else "config.json"))
+    if kind == "adapter":
+        facts = [f"LoRA of rank {config.get('r')}, alpha {config.get('lora_alpha')}"]
+    else:
+        facts = [f"architecture: {', '.join(config.get('architectures', ['unknown']))}"]
+    facts.append(_count_parameters(folder))
+    if card.get("recipe"):
+        facts.append(f"recipe: `{card['recipe']}`, step {card.get('step')}")
+    if (folder / "adapter").is_dir():
+        facts.append("`adapter/`: the LoRA adapter alone, as PEFT loads it; the weights here have it merged in")
+    return tuple(facts)
+
+
+def _describe_judge(folder: Path, base_model: str | None) -> dict[str, Any]:
+    """A judge by its card, and by the folder of the run that made it where it still lies in that."""
+    judge, card = read_card(folder), read_json(folder / JUDGE)
+    assert judge is not None
+    if judge.head == "value" and (missing := [name for name in _VALUE_HEAD if not (folder / name).exists()]):
+        raise UserError(f"{folder}: its {JUDGE} speaks of a value head, and {missing[0]} is not there; save it again")
+    known = {"what": _name_judge(judge, _start(base_model)), "judge": judge}
+    facts = list(_describe_weights(folder, "judge", card))
+    if judge.head == "value":
+        facts.append("`value_head/`: the head alone, beside the weights of the language model")
+    run = folder.resolve().parent
+    if (run / store.MANIFEST).exists():
+        manifest = json.loads(scrub_json(json.dumps(store.read_manifest(run))))
+        if manifest.get("tool") == card.get("recipe") and folder.resolve().name == f"step_{card.get('step')}":
+            known |= {"manifest": manifest, "held_out": _read_held_out(run, card["step"])}
+    return known | {"facts": tuple(facts)}
+
+
+def _name_judge(judge: JudgeCard, start: str) -> str:
+    if judge.head == "value":
+        return (
+            f"A verifier ([arXiv 2110.14168](https://arxiv.org/abs/2110.14168)){start}: it reads a question with a "
+            "solution, and the value head of its last token says how likely the solution is right."
+        )
+    if judge.outcome:
+        return (
+            f"An outcome judge (outcome reward model){start}: it reads a question with a solution and says behind it "
+            "how likely the whole solution is right."
+        )
+    return (
+        f"A step judge (process reward model){start}: it reads a question with a solution and says behind every step "
+        "how likely that step is right."
+    )
+
+
+def _read_held_out(run: Path, step: int) -> HeldOut | None:
+    """What the run measured of this step; None where it measured nothing."""
+    path = run / EVALUATIONS
+    rows = list(store.read_rows(path)) if path.exists() else []
+    found = [row for row in rows if row.get("step") == step]
+    if not found:
+        return None
+    best = best_evaluation(run)
+    return HeldOut(figures=found[-1], num_evaluations=len(rows), is_best=best is not None and best["step"] == step)
 
 
 def _count_parameters(folder: Path) -> str:
@@ -411,5 +652,3 @@ def _count_parameters(folder: Path) -> str:
                 count += size
                 dtypes.add(tensor.get_dtype())
     return f"{count:,} parameters in {', '.join(sorted(dtypes))}"
-
-
