@@ -1,8 +1,8 @@
 """What a folder holds that can be published: its kind, its tables, and all that its card can say about it.
 
 Folders of this project say much themselves: the manifest what made them, the records which benchmarks they are from
-and how answers were sampled, ``stats.json``, ``results.json`` and a judge's ``judge.json`` the rest. Answer sets without a Parquet file get
-one here, which ``datasets.load_dataset`` reads.
+and how answers were sampled, ``stats.json``, ``results.json`` and a judge's ``judge.json`` the rest. Answer sets
+without a Parquet file get one here, which ``datasets.load_dataset`` reads.
 """
 
 from __future__ import annotations
