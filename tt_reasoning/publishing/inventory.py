@@ -478,7 +478,8 @@ def _describe_scores(folder: Path, contents: dict[str, Content], manifest: dict[
         ),
         "tables": _tables(tables, "train", contents),
         "facts": (
-            f"`{STEPS}`: the probability that a step is right, for {num_steps:,} steps",
+            f"`{STEPS}`: the probability that a step is right, for {num_steps:,} steps (of a judge of whole answers "
+            "each answer is one)",
             f"`{SCORES}`: one score an answer, the {scores.aggregate} of its steps",
             *([f"`{SKIPPED}`: {num_skipped:,} answers without a score, and why"] if num_skipped else []),
         ),
@@ -603,9 +604,9 @@ def _describe_judge(folder: Path, base_model: str | None) -> dict[str, Any]:
     if judge.head == "value":
         facts.append("`value_head/`: the head alone, beside the weights of the language model")
     run = folder.resolve().parent
-    if (run / store.MANIFEST).exists():
+    if folder.resolve().name == f"step_{card.get('step')}" and (run / store.MANIFEST).exists():
         manifest = json.loads(scrub_json(json.dumps(store.read_manifest(run))))
-        if manifest.get("tool") == card.get("recipe") and folder.resolve().name == f"step_{card.get('step')}":
+        if manifest.get("tool") == card.get("recipe"):
             known |= {"manifest": manifest, "held_out": _read_held_out(run, card["step"])}
     return known | {"facts": tuple(facts)}
 
@@ -629,13 +630,12 @@ def _name_judge(judge: JudgeCard, start: str) -> str:
 
 def _read_held_out(run: Path, step: int) -> HeldOut | None:
     """What the run measured of this step; None where it measured nothing."""
-    path = run / EVALUATIONS
-    rows = list(store.read_rows(path)) if path.exists() else []
-    found = [row for row in rows if row.get("step") == step]
-    if not found:
-        return None
+    rows = list(store.read_rows(run / EVALUATIONS))
     best = best_evaluation(run)
-    return HeldOut(figures=found[-1], num_evaluations=len(rows), is_best=best is not None and best["step"] == step)
+    figures = next((row for row in rows if row["step"] == step), None)
+    if figures is None or best is None:
+        return None
+    return HeldOut(figures=figures, num_evaluations=len(rows), is_best=best["step"] == step)
 
 
 def _count_parameters(folder: Path) -> str:
