@@ -184,8 +184,7 @@ def test_scores_are_a_dataset_that_names_its_judge(tmp_path: Path) -> None:
     planned = plan(folder, tmp_path, license="mit")
     assert "What the judge `prm` said of 1 answers of `demo`, which are not in here" in planned.card
     assert (
-        "for 2 steps (of a judge of whole answers each answer is one)\n- `scores.jsonl`: one score an answer, the min of its steps\n- `skipped"
-        in planned.card
+        "each answer is one)\n- `scores.jsonl`: one score an answer, the min of its steps\n- `skipped" in planned.card
     )
     assert [config["config_name"] for config in front(planned.card)["configs"]] == ["scores", "steps", "skipped"]
     store.write_records(folder / "scores.jsonl", [])

@@ -404,7 +404,7 @@ def _use_judge(subject: Subject, judge: JudgeCard) -> str:
         "python tools/evaluate.py --answers ANSWERS --scores scores/run --out RESULTS\n```\n\n"
         f"`rank_answers` of tt-reasoning scores {unit} in the folder ANSWERS; `evaluate` selects by the scores "
         "(best-of-n, weighted votes). transformers and vLLM load the weights as a language model, which by itself "
-        "says no score.\n\n"
+        "gives no score.\n\n"
         f"### What it reads, and where its score stands\n\n{_describe_reading(judge)}"
     )
 
@@ -541,7 +541,7 @@ def _whose(subject: Subject) -> str:
     )
     if any(source == "prm800k" for source, _ in subject.sources):
         text += " Solutions and ratings are those of PRM800K, its questions those of MATH; "
-        text += "some steps, all without a rating, were written by its labellers."
+        text += "steps that its labellers wrote have no rating."
     return text
 
 
