@@ -3,8 +3,9 @@
 Of --answers, kept is what is graded correct, ended by itself, has --min-steps steps and a last line that states the
 answer ("The answer is: 7"); the words of an earlier answer to the same problem are left out, and so is what is beyond
 --per-problem. Of --dataset, each row's own worked solution is put into the same form (gsm8k: a line a step, without
-calculator marks; asdiv: an operation a line) and graded too. Writes sft.jsonl for configs/135M_generator_sft_cpu.yaml, rejected.jsonl (everything
-else, with its reason) and stats.json. Killed, the same command does it again, in seconds.
+calculator marks; asdiv: an operation a line) and graded too. Writes sft.jsonl for
+configs/135M_generator_sft_cpu.yaml, rejected.jsonl (everything else, with its reason) and stats.json. Killed, the same
+command does it again, in seconds.
 
 Examples: python tools/collect_solutions.py --answers answers/few_shot --exclude answers/test --out sft/generator
 python tools/collect_solutions.py --dataset gsm8k --split train --limit 2000 --out sft/references
