@@ -114,7 +114,6 @@ KEYS = {
     "keep_checkpoints": int | None,
     "evaluation": Section({"every_n_steps": int, "share": float}),
 }
-OUTCOME = "tt_reasoning.datasets.outcome_dataset"
 
 
 @dataclass
@@ -207,7 +206,7 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: JudgeDataset
         held_out=held_out,
         labels=labels,
         class_weights=weigh_classes(train) if cfg.balance_classes else (1.0, 1.0),
-        card=make_card(cfg),
+        card=make_card(cfg, dataset),
         model=model,
         loss=loss,
         optimizer=optimizer,
@@ -219,7 +218,7 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: JudgeDataset
     )
 
 
-def make_card(cfg: DictConfig) -> judges.JudgeCard:
+def make_card(cfg: DictConfig, dataset: JudgeDataset) -> judges.JudgeCard:
     """How the judge is to be used: as it was trained."""
     form: TagFormat = config.instantiate(cfg.step_format)
     return judges.JudgeCard(
@@ -229,7 +228,7 @@ def make_card(cfg: DictConfig) -> judges.JudgeCard:
         between=form.between,
         good=cfg.labels.good,
         bad=cfg.labels.bad,
-        outcome=cfg.dataset._component_ == OUTCOME,
+        outcome=dataset.outcome,
     )
 
 

@@ -157,6 +157,7 @@ def test_a_half_written_line_is_left_out_and_a_malformed_one_named(tmp_path: Pat
     file.write_text("".join(lines[:-2]) + lines[-2][:20])  # a kill in the middle of the last answer
     dataset = step_dataset(tokenizer, FORMAT, str(file.parent))
     assert sum(len(group.solutions) for group in dataset.groups) == 5
+    assert dataset.left_out.no_steps == 1
     file.write_text("".join(lines).replace('"rating":-1', '"rating":2', 1))
     with pytest.raises(UserError, match=r"steps.jsonl:3: not a Step record: rating=2 is none of -1, 0, 1"):
         step_dataset(tokenizer, FORMAT, str(file.parent))

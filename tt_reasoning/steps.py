@@ -71,6 +71,16 @@ def states_result(text: str) -> bool:
     return _STATED.match(text.rstrip().rpartition("\n")[2]) is not None
 
 
+def whole_span(text: str) -> list[Span]:
+    """The whole text but the blanks at its ends as its only step; none of a blank text.
+
+    >>> whole_span(" 3 + 4\\n= 7\\n"), whole_span(" \\n")
+    ([(1, 10)], [])
+    """
+    start, end = _trim(text, 0, len(text))
+    return [(start, end)] if start < end else []
+
+
 def _split(text: str, style: SplitStyle) -> list[Span]:
     if style == "marks":
         starts = [match.start() for match in _MARK.finditer(text)]
@@ -148,7 +158,7 @@ def iterate_steps(path: str | Path) -> Iterator[tuple[str, list[Step]]]:
 
 
 def read_step_groups(folder: str | Path) -> Iterator[tuple[Problem, list[tuple[Answer, list[Step]]]]]:
-    """Every problem of a folder of steps with its answers that have steps.
+    """Every problem of a folder of steps with its answers and their steps: none of an answer that was not labelled.
 
     Raises:
         UserError: no such folder, no steps in it, a malformed line, steps of an answer that is not there, or steps
@@ -163,14 +173,14 @@ def read_step_groups(folder: str | Path) -> Iterator[tuple[Problem, list[tuple[A
     if not by_answer:
         raise UserError(f"{path} holds no steps yet; the command that makes it goes on with the same arguments")
     for problem, group in read_groups(answers):
-        found = [(answer, by_answer.pop(answer.id)) for answer in group if answer.id in by_answer]
+        found = [(answer, by_answer.pop(answer.id, [])) for answer in group]
         for answer, steps in found:
             try:
-                check_steps(steps, answer.text)
+                if steps:
+                    check_steps(steps, answer.text)
             except ValueError as error:
                 raise UserError(f"{path}: answer {answer.id}: {error}") from None
-        if found:
-            yield problem, found
+        yield problem, found
     if by_answer:
         raise UserError(f"{path} has steps of {len(by_answer)} answers that are not there, such as {min(by_answer)}")
 

@@ -16,7 +16,7 @@ from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.judges.formats import StepFormat, share_prompt
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.prefix_tree import PackedRow, pack_groups
-from tt_reasoning.steps import Estimate, Neutral, Span, read_step_groups, split_steps, target_of
+from tt_reasoning.steps import Estimate, Neutral, Span, read_step_groups, target_of, whole_span
 from tt_reasoning.store import read_records
 from tt_reasoning.types import Answer, Problem, Verdict, seed_of
 
@@ -79,7 +79,8 @@ Row = tuple[Problem, Sequence[tuple[Answer, Sequence[Span], Sequence[float | Non
 class JudgeDataset(Dataset):
     """Groups in the order of the problems, and how many solutions were left out.
 
-    A problem with more than ``max_solutions`` solutions makes several groups.
+    A problem with more than ``max_solutions`` solutions makes several groups. ``outcome`` says that the whole answer is
+    the only step of each.
 
     Raises:
         UserError: nothing is left to train on.
@@ -93,8 +94,10 @@ class JudgeDataset(Dataset):
         max_tokens: int,
         max_solutions: int,
         source: str,
+        *,
+        outcome: bool = False,
     ) -> None:
-        self.source, self.left_out = source, LeftOut()
+        self.source, self.outcome, self.left_out = source, outcome, LeftOut()
         self.groups: list[JudgeGroup] = []
         for problem, solutions in rows:
             layouts = []
@@ -211,11 +214,12 @@ def outcome_dataset(
     def whole(answer: Answer) -> tuple[Answer, list[Span], list[float | None], list[float | None]]:
         correct = verdicts[answer.id]
         label = [None if correct is None else float(correct)]
-        spans = split_steps(answer.text)
-        return answer, [(spans[0][0], spans[-1][1])] if spans else [], label, label
+        return answer, whole_span(answer.text), label, label
 
     rows = ((problem, [whole(answer) for answer in group]) for problem, group in read_groups(answers))
-    return JudgeDataset(rows, tokenizer, step_format, max_tokens, max_solutions, f"dataset.source={source}")
+    return JudgeDataset(
+        rows, tokenizer, step_format, max_tokens, max_solutions, f"dataset.source={source}", outcome=True
+    )
 
 
 def split_by_problem(

@@ -18,6 +18,7 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import Layout, TagFormat
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.plots import FORMATS, save_figure
+from tt_reasoning.steps import whole_span
 from tt_reasoning.store import write_atomic
 from tt_reasoning.types import Answer, Problem, Step
 
@@ -67,14 +68,15 @@ def lay_out_tokens(
     Raises:
         UserError: a blank answer.
     """
-    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-    if start >= end:
+    spans = whole_span(text)
+    if not spans:
         raise UserError("the answer is blank: there is nothing to draw")
-    layout = form.lay_out(tokenizer, question, text, [(start, end)])
-    whole, begin, _ = form.text(question, text, [(start, end)])
+    layout = form.lay_out(tokenizer, question, text, spans)
+    whole, begin, _ = form.text(question, text, spans)
     offsets = tokenizer.tokenizer.encode(whole).offsets[layout.start :]
-    spans = [(max(low - begin, 0) + start, high - begin + start) for low, high in offsets]
-    return layout._replace(read=[*range(layout.start, len(layout.tokens))]), spans
+    ((start, _),) = spans
+    places = [(max(low - begin, 0) + start, high - begin + start) for low, high in offsets]
+    return layout._replace(read=[*range(layout.start, len(layout.tokens))]), places
 
 
 def read_pieces(

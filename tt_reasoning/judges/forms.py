@@ -12,7 +12,7 @@ from tt_reasoning.judges.formats import StepFormat, TagFormat, text_token_id, to
 from tt_reasoning.judges.published import PUBLISHED
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.models.weights import has_class_head, read_hf_config
-from tt_reasoning.steps import Span, SplitStyle, split_steps
+from tt_reasoning.steps import Span, SplitStyle, split_steps, whole_span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,7 @@ class JudgeForm:
 
     def spans(self, text: str, style: SplitStyle) -> list[Span]:
         """The steps of a solution as this judge takes them; none of a blank one."""
-        if not self.outcome:
-            return split_steps(text, style)
-        start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        return [(start, end)] if start < end else []
+        return whole_span(text) if self.outcome else split_steps(text, style)
 
 
 def find_form(folder: str | Path, name: FormName = "auto") -> tuple[JudgeForm, ChatTokenizer]:
