@@ -43,6 +43,7 @@ from tt_reasoning.checkpoint import (
     save_checkpoint,
 )
 from tt_reasoning.config import Component, Section, check_config, run_recipe
+from tt_reasoning.datasets import SFTDataset
 from tt_reasoning.datasets.prm import (
     JudgeDataset,
     JudgeGroup,
@@ -70,6 +71,7 @@ from tt_reasoning.loop import (
     take_step,
 )
 from tt_reasoning.losses import JudgeSize, ValueLoss
+from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.models.value_head import ValueHead
 from tt_reasoning.prefix_tree import fill_rows
 from tt_reasoning.store import append_records
@@ -86,7 +88,7 @@ from tt_reasoning.training import (
     stop_process,
     sum_over_processes,
 )
-from tt_reasoning.types import seed_of
+from tt_reasoning.types import problem_id, seed_of
 
 KEYS = {
     "output_dir": str,
@@ -125,7 +127,7 @@ class Data:
     """What is trained on and what is measured on."""
 
     train: list[JudgeGroup]
-    held_out: list[JudgeGroup]  # none of their problems is in train
+    held_out: list[JudgeGroup]  # none of their problems is in train, or in references
     references: list[JudgeGroup]  # solutions that the language model alone learns; empty where there are none
     left_out: str
 
@@ -158,6 +160,8 @@ def check_values(cfg: DictConfig) -> None:
     for name, harm in (("value_head.dropout", "nothing to read"), ("evaluation.share", "no problem to train on")):
         if (OmegaConf.select(cfg, name) or 0) >= 1:
             raise UserError(f"config key {name}: {OmegaConf.select(cfg, name):g} leaves {harm}; give less than 1")
+    if cfg.get("reference_solutions") and cfg.loss.get("language_model_weight") == 0:
+        raise UserError("config key reference_solutions: nothing learns them with loss.language_model_weight=0")
 
 
 def groups_a_step(cfg: DictConfig, world_size: int) -> int:
@@ -176,16 +180,25 @@ def load_data(cfg: DictConfig) -> Data:
     tokenizer = config.instantiate(cfg.tokenizer)
     form = TagFormat(prompt=cfg.prompt, step_token="")  # nothing stands behind the answer that is not in it
     dataset: JudgeDataset = config.instantiate(cfg.dataset, tokenizer, form)
-    if any(len(solution.targets) != 1 for group in dataset.groups for solution in group.solutions):
+    if not dataset.outcome:
         raise UserError("config key dataset: a verifier learns one verdict an answer; use datasets.outcome_dataset")
     train, held_out = dataset.groups, []
     if cfg.get("evaluation"):
         train, held_out = split_by_problem(dataset.groups, cfg.evaluation.share, cfg.seed)
     require_both_classes(train, dataset.source)
-    references = []
-    if cfg.get("reference_solutions"):
-        references = [as_group(sample) for sample in config.instantiate(cfg.reference_solutions, tokenizer)]
+    references = load_references(cfg, tokenizer, held_out) if cfg.get("reference_solutions") else []
     return Data(train, held_out, references, dataset.left_out.describe())
+
+
+def load_references(cfg: DictConfig, tokenizer: ChatTokenizer, held_out: list[JudgeGroup]) -> list[JudgeGroup]:
+    """The reference solutions, but for those of the problems that are held out: what is measured is not learned."""
+    dataset: SFTDataset = config.instantiate(cfg.reference_solutions, tokenizer)
+    hidden = {group.problem_id for group in held_out}
+    pairs = zip(dataset, dataset.questions, strict=True)
+    references = [as_group(sample) for sample, question in pairs if problem_id(question) not in hidden]
+    if not references:
+        raise UserError(f"config key reference_solutions: all {len(dataset)} are of problems that are held out")
+    return references
 
 
 def as_group(sample: dict[str, list[int]]) -> JudgeGroup:

@@ -21,12 +21,14 @@ from tt_reasoning.judges import JudgeCard, read_card
 from tt_reasoning.judges.forms import find_form
 from tt_reasoning.judges.native import NativeJudge
 from tt_reasoning.judges.values import value_scores
+from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.models.value_head import saved_head
 from tt_reasoning.store import read_records, write_records
 from tt_reasoning.training import Process, build_model
 from tt_reasoning.types import Answer, Problem
 
 CPU = ("verifier_valuehead", "135M_verifier_cpu.yaml")
+REFERENCES = "reference_solutions={_component_: tt_reasoning.datasets.sft_dataset, source: x}"
 SETTINGS = ("evaluation.share=0.25", "evaluation.every_n_steps=4", "lr_scheduler.num_warmup_steps=1")
 
 
@@ -113,6 +115,16 @@ def test_ranking_reads_a_checkpoint_as_the_recipe_did(home: Path, whole: Path) -
         assert judge.score([[layout]])[0][0] == pytest.approx(row["scores"], abs=1e-5)
 
 
+def test_reference_solutions_of_held_out_problems_are_not_learned(home: Path) -> None:
+    data = verifier_valuehead.load_data(config_of(home, "hidden", references(home)))
+    assert (len(data.train), len(data.held_out), len(data.references)) == (6, 2, 6)
+    asked = {problem.id: problem.question for problem in read_records(home / "steps" / "problems.jsonl", Problem)}
+    hidden = {asked[group.problem_id] for group in data.held_out}
+    tokenizer = ChatTokenizer(home / "model")
+    shown = [tokenizer.decode(group.prompt_tokens) for group in data.references]
+    assert not [text for text in shown for question in hidden if question in text]
+
+
 def test_two_processes_compute_the_loss_of_one(home: Path) -> None:
     """A row each, so that one process computes a reference solution while the other computes answers.
 
@@ -172,6 +184,7 @@ def test_a_verifier_goes_on_from_another_ones_head(home: Path, whole: Path) -> N
         (["prompt=answer"], "prompt 'answer' is a chat"),
         (["dataset.source=nowhere"], "nowhere"),
         (["language_model_on=right"], "config key language_model_on: found 'right'"),
+        ([REFERENCES, "loss.language_model_weight=0"], "config key reference_solutions: nothing learns them"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

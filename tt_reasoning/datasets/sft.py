@@ -22,7 +22,7 @@ class SFTDataset(Dataset):
 
     The prompt's prefill belongs to the prompt: a response that repeats it does not get it twice. A row longer
     than the tokenizer's ``max_seq_len`` is left out and counted (``num_too_long``): a response cut at its end
-    would teach never to end.
+    would teach never to end. ``questions`` has the question of every row that is there.
 
     Raises:
         UserError: nothing is left to train on.
@@ -30,12 +30,14 @@ class SFTDataset(Dataset):
 
     def __init__(self, rows: list[tuple[str, str]], tokenizer: ChatTokenizer, prompt: Prompt, source: str) -> None:
         self.samples: list[dict[str, list[int]]] = []
+        self.questions: list[str] = []
         for question, response in rows:
             start = tokenizer.encode_prompt(prompt.render(question))
             end = tokenizer.encode(response.removeprefix(prompt.prefill), add_eos=True)
             if tokenizer.max_seq_len is None or len(start) + len(end) <= tokenizer.max_seq_len:
                 labels = [CROSS_ENTROPY_IGNORE_IDX] * len(start) + end
                 self.samples.append({"tokens": start + end, "labels": labels})
+                self.questions.append(question)
         self.num_too_long = len(rows) - len(self.samples)
         if self.num_too_long:
             logger.warning(f"{source}: {self.num_too_long} of {len(rows)} rows are above max_seq_len and left out")
