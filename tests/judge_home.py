@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from grpo_home import TUNE
 from tiny import write_tiny_model
 
 from tt_reasoning.store import write_json, write_records
 from tt_reasoning.types import Answer, Problem, Sampling, Step, Verdict
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-TUNE = [sys.executable, "-m", "torchtune._cli.tune", "run"]
 SAMPLING = Sampling(model="m", prompt="steps")
 WRONG = "!"  # a step that holds it is wrong: a rule that a tiny model learns
 

@@ -1,11 +1,12 @@
-"""Label the steps of solutions, for step judges to learn from: by the human ratings of PRM800K, or by rollouts from
-each step, as Math-Shepherd (arXiv 2312.08935) does. docs/step_labels.md says how every label is made.
+"""Label the steps of solutions for step judges: by PRM800K's human ratings, or by rollouts from each (Math-Shepherd).
 
-Writes a folder of steps: problems.jsonl, answers.jsonl, steps.jsonl (offsets into an answer's text, a rating or none)
-and stats.json, which counts what was left out. After a kill the same command ends with the same files.
+docs/step_labels.md says how every label is made (arXiv 2312.08935 for rollouts). Writes a folder of steps:
+problems.jsonl, answers.jsonl, steps.jsonl (offsets into an answer's text, a rating or none) and stats.json, which
+counts what was left out. After a kill the same command ends with the same files.
 
 Example: python tools/build_step_labels.py prm800k --data-files data/phase1_train.jsonl data/phase2_train.jsonl
     --mode candidates --out steps/prm800k
+
 Example: python tools/build_step_labels.py shepherd --answers answers/demo --model models/smollm2-135m --out steps/demo
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import prm_nexttok
 import pytest
-from grpo_home import environment, merge, metrics, run
+from grpo_home import environment, merge, metrics, rows_of, run
 from judge_home import CONFIGS, command, settings, write_home
 from safetensors.torch import load_file
 
@@ -47,17 +47,13 @@ def run_here(home: Path, output: str, *overrides: str) -> None:
     prm_nexttok.main(merge(CONFIGS / CPU[1], [*settings(home, output), *overrides]))
 
 
-def read_rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def test_a_judge_learns_the_rule_and_tells_right_from_wrong_on_held_out_problems(whole: Path) -> None:
-    before, *_, after = read_rows(whole / "evaluations.jsonl")
+    before, *_, after = rows_of(whole / "evaluations.jsonl")
     assert before["step"] == 0 and after["step"] == 12
     assert after["loss"] < before["loss"] and after["auc"] > 0.9
     assert metrics(whole)[-1]["label_loss"] < metrics(whole)[0]["label_loss"]
     assert after["problems"] == 2 and after["steps"] == 12
-    held = read_rows(whole / "held_out.jsonl")
+    held = rows_of(whole / "held_out.jsonl")
     assert {row["answer_id"][2:] for row in held} == {"0", "1", "2"} and len(held) == 6
 
 
@@ -69,7 +65,7 @@ def test_ranking_reads_a_checkpoint_as_its_evaluation_did(home: Path, whole: Pat
         open_answers(home / "steps"), tmp_path, reader, lambda: NativeJudge(str(judge), form, device="cpu")
     )
     ranked = read_steps(tmp_path / "steps.jsonl")
-    held = read_rows(whole / "held_out.jsonl")
+    held = rows_of(whole / "held_out.jsonl")
     assert held and {row["step"] for row in held} == {12}
     for row in held:
         assert [step.score for step in ranked[row["answer_id"]]] == pytest.approx(row["scores"], abs=1e-5)
@@ -99,7 +95,7 @@ def test_a_run_cut_at_a_checkpoint_goes_on_to_the_same_weights_and_metrics(home:
     assert result.returncode == 0, result.stderr
     assert "going on from step 6" in result.stdout
     assert metrics(cut) == metrics(whole)
-    assert read_rows(cut / "evaluations.jsonl") == read_rows(whole / "evaluations.jsonl")
+    assert rows_of(cut / "evaluations.jsonl") == rows_of(whole / "evaluations.jsonl")
     assert (cut / "held_out.jsonl").read_bytes() == (whole / "held_out.jsonl").read_bytes()
     weights = [(folder / "step_12" / "model.safetensors").read_bytes() for folder in (whole, cut)]
     assert weights[0] == weights[1]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import verifier_valuehead
-from grpo_home import metrics, num_logged, rows_of, run, run_until
-from judge_home import CONFIGS, command, write_home
-from omegaconf import DictConfig, OmegaConf
+from grpo_home import merge, metrics, num_logged, rows_of, run, run_until
+from judge_home import CONFIGS, command, settings, write_home
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -48,11 +48,7 @@ def set_verdicts(home: Path, correct: Callable[[str, bool], bool | None]) -> Non
 
 
 def config_of(home: Path, output: str, *overrides: str) -> DictConfig:
-    words = command(home, *CPU, output, *SETTINGS, *overrides)
-    changes = OmegaConf.from_dotlist(words[words.index("--config") + 2 :])
-    cfg = OmegaConf.merge(OmegaConf.load(CONFIGS / CPU[1]), changes)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return merge(CONFIGS / CPU[1], [*settings(home, output), *SETTINGS, *overrides])
 
 
 def run_here(home: Path, output: str, *overrides: str) -> Path:
