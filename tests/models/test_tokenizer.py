@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny import write_byte_tokenizer
+from tokenizers import Tokenizer
 from torchtune.data import Message as TuneMessage
 from transformers import AutoTokenizer
 
@@ -76,6 +77,15 @@ def test_torchtune_messages_and_plain_dicts_give_the_same_sample(byte_folder: Pa
 def test_a_limit_cuts_tokens_and_mask_alike(byte_folder: Path) -> None:
     tokens, mask = ChatTokenizer(byte_folder, max_seq_len=7).tokenize_messages(CHATS[0])
     assert len(tokens) == len(mask) == 7
+
+
+def test_what_a_tokenizer_file_cuts_and_pads_is_neither_cut_nor_padded_here(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding(length=8)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    assert [len(ChatTokenizer(tmp_path).encode(text)) for text in ("12", "123456")] == [2, 6]
 
 
 def test_decoding_gives_the_text_back(byte_folder: Path) -> None:

@@ -56,6 +56,8 @@ class ChatTokenizer:
         if not (folder / "tokenizer.json").exists():
             raise UserError(f"{folder} holds no tokenizer.json: not a Hugging Face model folder")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_truncation()  # a file saved in training may hold some: texts would be cut silently
+        self.tokenizer.no_padding()
         self.max_seq_len = max_seq_len
         config = _read_json(folder / "tokenizer_config.json")
         self._names = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
