@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import write_tiny_model
 from tiny_judges import write_card_judge, write_math_shepherd, write_qwen_prm, write_rlhflow
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges import CARD
@@ -35,6 +37,17 @@ def test_a_judge_of_this_pack_is_read_behind_every_step_token(tmp_path: Path) ->
     shown, before = shown_up_to(write_card_judge(tmp_path / "m"))
     assert before == "Problem: 2 + 3?\nSolution:\n"
     assert shown == [before + "2 + 3 = 5\n", before + "2 + 3 = 5\nso 5\n"]
+
+
+def test_a_judge_is_read_in_the_text_though_its_tokenizer_adds_tokens_around_it(tmp_path: Path) -> None:
+    folder = write_card_judge(tmp_path / "m")
+    plain = shown_up_to(folder)
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = [(name, saved.token_to_id(name)) for name in ("<|im_start|>", "<|im_end|>")]
+    saved.post_processor = TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=special)
+    saved.save(str(folder / "tokenizer.json"))
+    shown, before = shown_up_to(folder)
+    assert (shown, before) == (["<|im_start|>" + part for part in plain[0]], "<|im_start|>" + plain[1])
 
 
 def test_an_outcome_judge_is_read_once_behind_the_whole_answer(tmp_path: Path) -> None:

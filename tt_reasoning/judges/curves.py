@@ -73,10 +73,11 @@ def lay_out_tokens(
         raise UserError("the answer is blank: there is nothing to draw")
     layout = form.lay_out(tokenizer, question, text, spans)
     whole, begin, _ = form.text(question, text, spans)
-    offsets = tokenizer.tokenizer.encode(whole).offsets[layout.start :]
+    offsets = tokenizer.tokenizer.encode(whole).offsets
+    read = [i for i in range(layout.start, len(offsets)) if offsets[i][1] > offsets[i][0]]  # an eos added is no text
     ((start, _),) = spans
-    places = [(max(low - begin, 0) + start, high - begin + start) for low, high in offsets]
-    return layout._replace(read=[*range(layout.start, len(layout.tokens))]), places
+    places = [(max(offsets[i][0] - begin, 0) + start, offsets[i][1] - begin + start) for i in read]
+    return layout._replace(read=read), places
 
 
 def read_pieces(

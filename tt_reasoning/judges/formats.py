@@ -75,13 +75,13 @@ def lay_out_text(
         special: let the tokenizer add its own bos token.
     """
     encoding = tokenizer.tokenizer.encode(text, add_special_tokens=special)
-    starts = [start for start, _ in encoding.offsets]
+    shown = [i for i, (low, high) in enumerate(encoding.offsets) if high > low]  # a bos or eos added stands for no text
     reads, at = [], 0
     for end in ends:
-        while at + 1 < len(starts) and starts[at + 1] < end:
+        while at + 1 < len(shown) and encoding.offsets[shown[at + 1]][0] < end:
             at += 1
-        reads.append(at)
-    first = next((i for i, (low, high) in enumerate(encoding.offsets) if high > begin and high > low), len(starts))
+        reads.append(shown[at])
+    first = next((i for i in shown if encoding.offsets[i][1] > begin), len(encoding.ids))
     return Layout(encoding.ids, first, reads)
 
 
