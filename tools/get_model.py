@@ -10,7 +10,8 @@ A judge that labels steps with special tokens needs them in its vocabulary. With
 gets a row for each (the mean of all rows, see ``models/vocabulary.py``), and --name may be a folder, which stays as
 it is:
 
-    python tools/get_model.py --name models/generator --out models/judge_start --add-tokens "<END_STEP>" "<POS_STEP>"
+    python tools/get_model.py --name models/generator --out models/judge_start
+        --add-tokens "<END_STEP>" "<POS_STEP>" "<NEG_STEP>"
 """
 
 from __future__ import annotations
