@@ -197,6 +197,22 @@ def test_mistakes_name_what_is_wrong(tmp_path: Path, options: dict[str, object],
     assert not (tmp_path / "sft").exists()
 
 
+def test_problems_without_a_worked_solution_are_counted_and_a_file_without_any_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"body": "Six bags hold 8 rolls each.", "question": "How many rolls?", "answer": "48 (rolls)"}
+    rows = [row | {"formula": "6*8=48"}, row | {"question": "How many?"}]
+    options = {"dataset": "asdiv", "split": "validation", "min_steps": 1}
+    for name, chosen in (("some", rows), ("none", rows[1:])):
+        store.write_records(tmp_path / f"{name}.jsonl", chosen)
+    assert "1 of 1 solutions kept" in main(
+        Arguments(out=tmp_path / "sft", data_files=str(tmp_path / "some.jsonl"), **options)
+    )
+    assert "left out because they have no worked solution in steps: 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="none of 1 problems has a worked solution"):
+        main(Arguments(out=tmp_path / "no", data_files=str(tmp_path / "none.jsonl"), **options))
+
+
 def test_nothing_to_learn_is_an_error_of_one_line_with_status_2(tmp_path: Path) -> None:
     answers = write_answers(tmp_path / "a", [["The answer is: 4", "5"]])
     command = [sys.executable, str(ROOT / "tools/collect_solutions.py"), "--answers", str(answers), "--out", "sft"]

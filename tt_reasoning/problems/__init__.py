@@ -236,15 +236,27 @@ def read_solutions(
 ) -> Iterator[tuple[Problem, str]]:
     """The problems of ``read_problems`` that have one with the benchmark's own worked solution, a line a step.
 
+    How many have none is printed.
+
     Raises:
-        UserError: as ``read_problems``, or a benchmark that has none.
+        UserError: as ``read_problems``, or a benchmark or file that has none.
     """
     to_solution = SOURCES[dataset].to_solution if dataset in SOURCES else None
     if dataset in SOURCES and to_solution is None:
         known = ", ".join(sorted(name for name, source in SOURCES.items() if source.to_solution))
         raise UserError(f"{dataset} has no worked solutions in steps; known are those of: {known}")
-    found = ((problem, to_solution(row)) for problem, row in _read_rows(dataset, split, data_files, limit, start))
-    return ((problem, solution) for problem, solution in found if solution is not None)
+    found = without = 0
+    for problem, row in _read_rows(dataset, split, data_files, limit, start):
+        solution = to_solution(row) if to_solution else None
+        if solution is None:
+            without += 1
+        else:
+            found += 1
+            yield problem, solution
+    if without:
+        print(f"{dataset}: problems left out because they have no worked solution in steps: {without}", file=sys.stderr)
+    if not found:
+        raise UserError(f"{dataset}: none of {without} problems has a worked solution in steps")
 
 
 def _read_rows(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from tt_reasoning.problems.rows import number_field, text_field
+from tt_reasoning.problems.rows import number_field, optional_text_field, text_field
 from tt_reasoning.types import Problem
 
 _OPERATIONS: dict[type[ast.operator], tuple[str, Callable[[Fraction, Fraction], Fraction]]] = {
@@ -60,8 +60,8 @@ def asdiv_problem(row: dict[str, Any], split: str) -> Problem | None:
 def asdiv_solution(row: dict[str, Any]) -> str | None:
     """The formula worked out, an operation a line; the last line states the gold answer.
 
-    None where the formula is not plain arithmetic that ends in the gold answer: a remainder, a ratio, an unknown, a
-    result that is not written out in a few decimals.
+    None where there is no formula, or one that is not plain arithmetic which ends in the gold answer: a remainder, a
+    ratio, an unknown, a result that is not written out in a few decimals.
 
     >>> row = {"body": "Ten bags hold 8 rolls each; 4 bags are sold.", "question": "How many rolls are left?"}
     >>> print(asdiv_solution(row | {"answer": "48 (rolls)", "formula": "(10-4)*8=48"}))
@@ -71,7 +71,7 @@ def asdiv_solution(row: dict[str, Any]) -> str | None:
     >>> asdiv_solution(row | {"answer": "5 (rolls)", "formula": "47/6=7 r5"})
     """
     problem = asdiv_problem(row, "")
-    formula, _, result = text_field(row, "formula").partition("=")
+    formula, _, result = (optional_text_field(row, "formula") or "").partition("=")
     lines: list[str] = []
     try:
         value = _work_out(ast.parse(formula.strip(), mode="eval").body, lines)
