@@ -383,8 +383,8 @@ def save(run: Run, step: int, best: dict[str, Any] | None) -> None:
     )
     if run.process.is_main:
         best_step = best["step"] if best else None
-        if best_step == step:
-            mark_best(run.output, step)
+        if best_step:  # of an earlier step too: a kill may have come between its checkpoint and its mark
+            mark_best(run.output, best_step)
         prune_checkpoints(run.output, run.cfg.get("keep_checkpoints"), best=best_step)
         tqdm.write(f"saved {folder}")
 

@@ -99,6 +99,7 @@ def test_a_run_cut_at_a_checkpoint_goes_on_to_the_same_weights_and_metrics(home:
     assert (cut / "held_out.jsonl").read_bytes() == (whole / "held_out.jsonl").read_bytes()
     weights = [(folder / "step_12" / "model.safetensors").read_bytes() for folder in (whole, cut)]
     assert weights[0] == weights[1]
+    assert (cut / "best").resolve().name == (whole / "best").resolve().name
 
 
 def test_two_processes_compute_the_loss_of_one(home: Path, whole: Path) -> None:
