@@ -110,6 +110,13 @@ def test_targets_are_the_ratings_or_the_shares_and_neutral_is_what_one_says(
     assert found == {"positive": [1.0] * 3, "negative": [0.0] * 3, "drop": [None] * 3}
 
 
+def test_hard_labels_have_no_shares_to_learn(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    file = write_home(tmp_path, 1) / "steps" / "steps.jsonl"
+    write_records(file, [Step(**{**vars(step), "score": None}) for step in read_records(file, Step)])
+    with pytest.raises(UserError, match=r"with dataset.estimate=soft gives nothing .*left out: 3 no_label"):
+        step_dataset(tokenizer, FORMAT, str(file.parent), estimate="soft")
+
+
 def test_an_outcome_judge_reads_the_end_of_the_whole_answer(home: Path, tokenizer: ChatTokenizer) -> None:
     group = outcome_dataset(tokenizer, FORMAT, str(home / "steps")).groups[0]
     assert [solution.targets for solution in group.solutions] == [[1.0], [0.0], [0.0]]

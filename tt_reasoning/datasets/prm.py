@@ -188,7 +188,8 @@ def step_dataset(
         )
         for problem, group in read_step_groups(source)
     )
-    return JudgeDataset(rows, tokenizer, step_format, max_tokens, max_solutions, f"dataset.source={source}")
+    told = f"dataset.source={source} with dataset.estimate={estimate}"
+    return JudgeDataset(rows, tokenizer, step_format, max_tokens, max_solutions, told)
 
 
 def outcome_dataset(
