@@ -192,7 +192,10 @@ def setup(cfg: DictConfig, process: Process, output: Path, dataset: JudgeDataset
     )
     longest = max(len(g.prompt_tokens) + len(s.tokens) for g in dataset.groups for s in g.solutions)
     if longest > model.max_seq_len:
-        raise UserError(f"{longest} tokens of a solution are above the model's {model.max_seq_len}: dataset.max_tokens")
+        raise UserError(
+            f"the longest solution with its question has {longest} tokens, above the model's {model.max_seq_len}; "
+            "lower dataset.max_tokens"
+        )
     num_steps = count_steps(cfg, len(train), process.world_size)
     optimizer, scheduler = build_optimizer(cfg, model, num_steps)
     first_step, position = agree_on_last_step(output, process), 0
