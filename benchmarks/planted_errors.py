@@ -37,7 +37,6 @@ from tt_reasoning.types import Answer, Problem, Sampling, Step
 ROOT = Path(__file__).parent.parent
 BAR = 0.9
 
-TRAIN, HELD_OUT = "train", "held_out"  # folders of steps without a common problem
 _SAMPLING = Sampling(model="planted errors", prompt="steps")
 _SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 
@@ -74,14 +73,14 @@ def main(args: Arguments) -> str:
     """Write the world, train the judge, read what it found."""
     if not (args.tokenizer / "tokenizer.json").exists():
         raise UserError(f"{args.tokenizer} holds no tokenizer.json; fetch a model: python tools/get_model.py --help")
-    write_chains(args.out / "chains", args.problems, args.seed, held_out=1)
+    write_chains(args.out / "chains", args.problems, args.seed)
     start = args.out / "start"
     write_start(start, args)
     command = [
         sys.executable, "-m", "torchtune._cli.tune", "run", "prm_nexttok", "--config",
         str(ROOT / "configs" / "135M_prm_cpu.yaml"), f"output_dir={args.out / 'judge'}", f"checkpoint={start}",
         "model._component_=tt_reasoning.models.build_from_hf", f"model.path={start}",
-        f"dataset.source={args.out / 'chains' / TRAIN}", f"max_steps={args.steps}", f"batch_size={args.batch_size}",
+        f"dataset.source={args.out / 'chains'}", f"max_steps={args.steps}", f"batch_size={args.batch_size}",
         f"optimizer.lr={args.lr}", "optimizer.weight_decay=0.01", "lr_scheduler.num_warmup_steps=100",
         "evaluation.share=0.1", f"evaluation.every_n_steps={max(1, args.steps // 5)}", "save_every_n_steps=200",
         "keep_checkpoints=1", f"seed={args.seed}",
@@ -139,36 +138,35 @@ class World:
     share_wrong: float = 0.5
 
 
-def write_chains(folder: Path, num: int, seed: int = 0, held_out: int = 200, world: World = World()) -> None:
-    """Write ``folder/train`` with ``num`` problems and ``folder/held_out`` with others, as folders of steps.
+def write_chains(folder: Path, num: int, seed: int = 0, world: World = World()) -> None:
+    """Write ``num`` different problems as a folder of steps; the same arguments write the same records.
 
-    The same arguments write the same records. The world must have so many different sums (the default one has
-    millions). Raises UserError when a folder holds another run.
+    The world must have so many different sums (the default one has millions). Raises UserError when the folder holds
+    another run.
     """
     draw = random.Random(seed)
     sums: dict[tuple[int, tuple[Term, ...]], None] = {}
-    while len(sums) < num + held_out:
+    while len(sums) < num:
         sums[make_sum(draw, world)] = None
-    for name, chosen in ((TRAIN, list(sums)[:num]), (HELD_OUT, list(sums)[num:])):
-        identity = {"num": num, "seed": seed, "held_out": held_out, "world": str(world)}
-        with store.open_run(folder / name, "planted_errors", identity) as out:
-            problems, answers, steps = [], [], []
-            for start, terms in chosen:
-                reference = start + sum(_signed(term) for term in terms)
-                question = f"{start} {' '.join(f'{sign} {number}' for sign, number in terms)} = ?"
-                problem = Problem(source="planted errors", split="train", question=question, reference=str(reference))
-                problems.append(problem)
-                for index in range(world.solutions):
-                    lines, wrong = work_out(start, terms, draw, world)
-                    answer = Answer(
-                        id=_SAMPLING.answer_id(problem.id, index), problem_id=problem.id, sample_index=index,
-                        text="\n".join(lines), num_tokens=0, finish_reason="stop", sampling=_SAMPLING,
-                    )  # fmt: skip
-                    answers.append(answer)
-                    steps += label(answer, lines, wrong)
-            store.write_records(out / PROBLEMS, problems)
-            store.write_records(out / ANSWERS, answers)
-            store.write_records(out / STEPS, steps)
+    identity = {"num": num, "seed": seed, "world": str(world)}
+    with store.open_run(folder, "planted_errors", identity) as out:
+        problems, answers, steps = [], [], []
+        for start, terms in sums:
+            reference = start + sum(_signed(term) for term in terms)
+            question = f"{start} {' '.join(f'{sign} {number}' for sign, number in terms)} = ?"
+            problem = Problem(source="planted errors", split="train", question=question, reference=str(reference))
+            problems.append(problem)
+            for index in range(world.solutions):
+                lines, wrong = work_out(start, terms, draw, world)
+                answer = Answer(
+                    id=_SAMPLING.answer_id(problem.id, index), problem_id=problem.id, sample_index=index,
+                    text="\n".join(lines), num_tokens=0, finish_reason="stop", sampling=_SAMPLING,
+                )  # fmt: skip
+                answers.append(answer)
+                steps += label(answer, lines, wrong)
+        store.write_records(out / PROBLEMS, problems)
+        store.write_records(out / ANSWERS, answers)
+        store.write_records(out / STEPS, steps)
 
 
 def make_sum(draw: random.Random, world: World) -> tuple[int, tuple[Term, ...]]:
@@ -183,9 +181,7 @@ def make_sum(draw: random.Random, world: World) -> tuple[int, tuple[Term, ...]]:
     return start, tuple(terms)
 
 
-def work_out(
-    start: int, terms: Sequence[Term], draw: random.Random, world: World
-) -> tuple[list[str], int | None]:
+def work_out(start: int, terms: Sequence[Term], draw: random.Random, world: World) -> tuple[list[str], int | None]:
     """The lines of a solution, and which of them is wrong.
 
     >>> work_out(7, [("+", 5), ("-", 3)], random.Random(2), World(share_wrong=1.0))

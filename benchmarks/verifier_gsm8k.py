@@ -138,10 +138,15 @@ def run(words: Sequence[str], args: Arguments) -> None:
 
 
 def column_accuracies(folder: Path) -> dict[str, tuple[float, float, float]]:
-    """Accuracy of each model's answers with its 95 % interval."""
+    """Accuracy of each model's answers with its 95 % interval. Raises UserError where an answer was not judged.
+
+    Otherwise ``evaluate`` would leave its question out, and the columns stand on others than the methods.
+    """
     index_of = {answer.id: answer.sample_index for answer in store.read_records(folder / ANSWERS, Answer)}
     right: dict[int, list[float]] = {index: [] for index in range(len(MODELS))}
     for row in store.read_rows(folder / "verdicts.jsonl"):
+        if row["correct"] is None:
+            raise UserError(f"{folder}: answer {row['answer_id']} was not judged ({row['reason']})")
         right[index_of[row["answer_id"]]].append(float(bool(row["correct"])))
     return {
         MODELS[index]: (sum(values) / len(values), *bootstrap_interval(values)) for index, values in right.items()

@@ -36,8 +36,7 @@ from tqdm import tqdm
 
 from tt_reasoning.checkpoint import (
     agree_on_last_step,
-    mark_best,
-    prune_checkpoints,
+    keep_best,
     remove_torn_checkpoints,
     resume_from,
     save_checkpoint,
@@ -52,7 +51,9 @@ from tt_reasoning.loop import (
     build_main_logger,
     build_optimizer,
     check_numbers,
+    count_steps,
     draw_places,
+    drawn_a_step,
     drop_rows_after,
     open_output,
     profile,
@@ -174,12 +175,6 @@ class Group:
         return len(self.example.prompt_tokens) + sum(len(c.tokens) for c in self.trained)
 
 
-def count_steps(cfg: DictConfig, num_examples: int, world_size: int) -> int:
-    """``max_steps``, or as many as ``epochs`` over the examples take (the last step may begin another epoch)."""
-    whole = math.ceil(cfg.epochs * num_examples / prompts_a_step(cfg, world_size))
-    return whole if cfg.get("max_steps") is None else cfg.max_steps
-
-
 def check_values(cfg: DictConfig) -> None:
     """Refuse numbers that cannot work, naming the key."""
     check_config(cfg, KEYS)
@@ -191,11 +186,6 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"config key top_k: {cfg.top_k} is below 0; 0 is no limit")
     if cfg.temperature <= 0:
         raise UserError(f"config key temperature: {cfg.temperature}: GRPO needs samples that differ, so above 0")
-
-
-def prompts_a_step(cfg: DictConfig, world_size: int) -> int:
-    """Prompts of all processes together."""
-    return cfg.batch_size * cfg.gradient_accumulation_steps * world_size
 
 
 def setup(cfg: DictConfig, process: Process, output: Path, dataset: RLDataset, tokenizer: ChatTokenizer) -> Run:
@@ -271,7 +261,7 @@ def build_held_out(cfg: DictConfig, dataset: RLDataset, tokenizer: ChatTokenizer
 
 def next_examples(run: Run) -> list[tuple[int, RLExample]]:
     """This process's next prompts, each with its place in the endless stream of shuffled epochs."""
-    count = prompts_a_step(run.cfg, run.process.world_size)
+    count = drawn_a_step(run.cfg, run.process.world_size)
     drawn = draw_places(run.position, count, len(run.dataset), run.cfg.seed, run.process)
     run.position += count
     return [(place, run.dataset[index]) for place, index in drawn]
@@ -297,7 +287,7 @@ def collect(run: Run, watch: Stopwatch) -> tuple[list[Group], list[Group]]:
     """
     cfg, dynamic = run.cfg, run.cfg.get("dynamic_sampling")
     drawn: list[Group] = []
-    size = prompts_a_step(cfg, 1)
+    size = drawn_a_step(cfg, 1)
     for _ in range(1 + (dynamic.max_resample if dynamic else 0)):
         with watch.stage("rollout"):
             examples = next_examples(run)
@@ -553,10 +543,7 @@ def save(run: Run, step: int, best: dict[str, Any] | None) -> None:
         state={"position": run.position},
     )
     if run.process.is_main:
-        best_step = best["step"] if best else None
-        if best_step:  # of an earlier step too: a kill may have come between its checkpoint and its mark
-            mark_best(run.output, best_step)
-        prune_checkpoints(run.output, run.cfg.get("keep_checkpoints"), best=best_step)
+        keep_best(run.output, best["step"] if best else None, run.cfg.get("keep_checkpoints"))
         tqdm.write(f"saved {folder}")
 
 
@@ -566,10 +553,10 @@ def main(cfg: DictConfig) -> None:
     process = start_process(cfg.device)
     try:
         wanted = OmegaConf.select(cfg, "dynamic_sampling.min_active_groups")
-        if wanted and wanted > prompts_a_step(cfg, process.world_size):
+        if wanted and wanted > drawn_a_step(cfg, process.world_size):
             raise UserError(
                 f"config key dynamic_sampling.min_active_groups: {wanted} is above the "
-                f"{prompts_a_step(cfg, process.world_size)} prompts of a step"
+                f"{drawn_a_step(cfg, process.world_size)} prompts of a step"
             )
         tokenizer = config.instantiate(cfg.tokenizer)
         dataset = config.instantiate(cfg.dataset, tokenizer)

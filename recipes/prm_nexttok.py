@@ -17,7 +17,7 @@ How it departs from them:
 
 from __future__ import annotations
 
-import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,7 @@ from tqdm import tqdm
 from tt_reasoning import judges
 from tt_reasoning.checkpoint import (
     agree_on_last_step,
-    mark_best,
-    prune_checkpoints,
+    keep_best,
     remove_torn_checkpoints,
     resume_from,
     save_checkpoint,
@@ -60,7 +59,9 @@ from tt_reasoning.loop import (
     build_main_logger,
     build_optimizer,
     check_numbers,
+    count_steps,
     draw_places,
+    drawn_a_step,
     drop_rows_after,
     open_output,
     profile,
@@ -148,17 +149,6 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"config key evaluation.share: {cfg.evaluation.share:g} leaves no problem to train on")
 
 
-def groups_a_step(cfg: DictConfig, world_size: int) -> int:
-    """Groups of all processes together."""
-    return cfg.batch_size * cfg.gradient_accumulation_steps * world_size
-
-
-def count_steps(cfg: DictConfig, num_groups: int, world_size: int) -> int:
-    """``max_steps``, or as many as ``epochs`` over the groups take (the last step may begin another epoch)."""
-    whole = math.ceil(cfg.epochs * num_groups / groups_a_step(cfg, world_size))
-    return whole if cfg.get("max_steps") is None else cfg.max_steps
-
-
 def split(cfg: DictConfig, dataset: JudgeDataset) -> tuple[list[JudgeGroup], list[JudgeGroup]]:
     """The groups to train on and those to hold out."""
     if not cfg.get("evaluation"):
@@ -174,6 +164,12 @@ def weigh_classes(groups: list[JudgeGroup]) -> tuple[float, float]:
     targets = [target for group in groups for target in group.targets]
     share = sum(targets) / len(targets)
     return 0.5 / share, 0.5 / (1 - share)
+
+
+def check_step_token(step_token: str, tokenizer: ChatTokenizer) -> None:
+    """Refuse a step token that looks like a special one and is none: it would be read as so many letters."""
+    if re.fullmatch(r"<\S+>", step_token):
+        token_id(tokenizer, step_token, "config key step_format.step_token:")
 
 
 def setup(cfg: DictConfig, process: Process, output: Path, dataset: JudgeDataset, labels: tuple[int, int]) -> Run:
@@ -237,7 +233,7 @@ def make_card(cfg: DictConfig, dataset: JudgeDataset) -> judges.JudgeCard:
 
 def next_groups(run: Run) -> list[JudgeGroup]:
     """This process's groups of a step, from the endless stream of shuffled epochs."""
-    count = groups_a_step(run.cfg, run.process.world_size)
+    count = drawn_a_step(run.cfg, run.process.world_size)
     drawn = draw_places(run.position, count, len(run.train), run.cfg.seed, run.process)
     run.position += count
     return [run.train[index] for _, index in drawn]
@@ -257,9 +253,13 @@ def step_weights(run: Run, row: JudgeRow) -> Tensor:
 
 
 def language_tokens(row: JudgeRow) -> Tensor:
-    """True for the tokens of solutions none of whose labels says wrong: only those are worth imitating."""
+    """True for the tokens of solutions none of whose labels says wrong: only those are worth imitating.
+
+    What comes behind a step's end is left out: the logits there say the label.
+    """
     right = [all(label is None or label == 1 for label in solution.labels) for solution in row.solutions]
-    return torch.tensor(right, device=row.inside_R.device)[row.packed.sample_R] & row.inside_R
+    right_R = torch.tensor(right, device=row.inside_R.device)[row.packed.sample_R]
+    return right_R & row.inside_R & ~torch.isin(row.packed.read_R, row.place_S)
 
 
 def read(run: Run, row: JudgeRow, *, language_model: bool = False) -> LabelReading:
@@ -385,10 +385,7 @@ def save(run: Run, step: int, best: dict[str, Any] | None) -> None:
         state={"position": run.position},
     )
     if run.process.is_main:
-        best_step = best["step"] if best else None
-        if best_step:  # of an earlier step too: a kill may have come between its checkpoint and its mark
-            mark_best(run.output, best_step)
-        prune_checkpoints(run.output, run.cfg.get("keep_checkpoints"), best=best_step)
+        keep_best(run.output, best["step"] if best else None, run.cfg.get("keep_checkpoints"))
         tqdm.write(f"saved {folder}")
 
 
@@ -401,7 +398,9 @@ def main(cfg: DictConfig) -> None:
         labels = tuple(token_id(tokenizer, cfg.labels[n], f"config key labels.{n}:") for n in ("good", "bad"))
         if labels[0] == labels[1]:
             raise UserError(f"config key labels: '{cfg.labels.good}' and '{cfg.labels.bad}' are the same token")
-        dataset = config.instantiate(cfg.dataset, tokenizer, config.instantiate(cfg.step_format))
+        step_format: TagFormat = config.instantiate(cfg.step_format)
+        check_step_token(step_format.step_token, tokenizer)
+        dataset = config.instantiate(cfg.dataset, tokenizer, step_format)
         share = cfg.evaluation.share if cfg.get("evaluation") else None  # decides what is trained on
         with open_output(cfg, process, "prm_nexttok", num_groups=len(dataset), held_out_share=share) as output:
             train_in(cfg, process, output, dataset, labels)

@@ -36,8 +36,7 @@ from tqdm import tqdm
 from tt_reasoning import judges
 from tt_reasoning.checkpoint import (
     agree_on_last_step,
-    mark_best,
-    prune_checkpoints,
+    keep_best,
     remove_torn_checkpoints,
     resume_from,
     save_checkpoint,
@@ -63,7 +62,9 @@ from tt_reasoning.loop import (
     build_main_logger,
     build_optimizer,
     check_numbers,
+    count_steps,
     draw_places,
+    drawn_a_step,
     drop_rows_after,
     open_output,
     profile,
@@ -164,17 +165,6 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError("config key reference_solutions: nothing learns them with loss.language_model_weight=0")
 
 
-def groups_a_step(cfg: DictConfig, world_size: int) -> int:
-    """Groups of all processes together."""
-    return cfg.batch_size * cfg.gradient_accumulation_steps * world_size
-
-
-def count_steps(cfg: DictConfig, num_groups: int, world_size: int) -> int:
-    """``max_steps``, or as many as ``epochs`` over the groups take (the last step may begin another epoch)."""
-    whole = math.ceil(cfg.epochs * num_groups / groups_a_step(cfg, world_size))
-    return whole if cfg.get("max_steps") is None else cfg.max_steps
-
-
 def load_data(cfg: DictConfig) -> Data:
     """Graded answers, a share of their problems held out, and the reference solutions."""
     tokenizer = config.instantiate(cfg.tokenizer)
@@ -256,7 +246,7 @@ def next_groups(run: Run) -> list[JudgeGroup]:
 
     The two streams are endless, of shuffled epochs each.
     """
-    count, drawn = groups_a_step(run.cfg, run.process.world_size), []
+    count, drawn = drawn_a_step(run.cfg, run.process.world_size), []
     for groups, seed in ((run.data.train, run.cfg.seed), (run.data.references, seed_of("references", run.cfg.seed))):
         if groups:
             drawn += [groups[i] for _, i in draw_places(run.position, count, len(groups), seed, run.process)]
@@ -408,10 +398,7 @@ def save(run: Run, step: int, best: dict[str, Any] | None) -> None:
         state={"position": run.position},
     )
     if run.process.is_main:
-        best_step = best["step"] if best else None
-        if best_step:  # of an earlier step too: a kill may have come between its checkpoint and its mark
-            mark_best(run.output, best_step)
-        prune_checkpoints(run.output, run.cfg.get("keep_checkpoints"), best=best_step)
+        keep_best(run.output, best["step"] if best else None, run.cfg.get("keep_checkpoints"))
         tqdm.write(f"saved {folder}")
 
 

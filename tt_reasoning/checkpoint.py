@@ -188,6 +188,16 @@ def prune_checkpoints(output: Path, keep: int | None, best: int | None = None) -
             shutil.rmtree(output / f"step_{step}")
 
 
+def keep_best(output: Path, best: int | None, keep: int | None) -> None:
+    """Mark checkpoint ``step_<best>``, if it is one, and remove all others but the newest ``keep``.
+
+    The best may be an earlier one: a kill may have come between its checkpoint and its mark.
+    """
+    if best:
+        mark_best(output, best)
+    prune_checkpoints(output, keep, best=best)
+
+
 def remove_torn_checkpoints(output: Path) -> None:
     """Remove what a kill left of a checkpoint that was being written."""
     for folder in output.glob(".step_*.tmp"):

@@ -112,6 +112,23 @@ def build_optimizer(
     return optimizer, scheduler
 
 
+def drawn_a_step(cfg: DictConfig, world_size: int) -> int:
+    """Examples of one step, of all processes together."""
+    return cfg.batch_size * cfg.gradient_accumulation_steps * world_size
+
+
+def count_steps(cfg: DictConfig, num_examples: int, world_size: int) -> int:
+    """``max_steps``, or as many as ``epochs`` over the examples take (the last step may begin another epoch).
+
+    >>> cfg = OmegaConf.create({"epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 1})
+    >>> count_steps(cfg, 9, world_size=1), count_steps(OmegaConf.merge(cfg, {"max_steps": 3}), 9, world_size=1)
+    (5, 3)
+    """
+    if cfg.get("max_steps") is not None:
+        return cfg.max_steps
+    return math.ceil(cfg.epochs * num_examples / drawn_a_step(cfg, world_size))
+
+
 def draw_places(position: int, count: int, num_examples: int, seed: int, process: Process) -> list[tuple[int, int]]:
     """This process's next examples: places in the endless stream of shuffled epochs, each with the example there.
 

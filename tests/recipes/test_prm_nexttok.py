@@ -146,6 +146,7 @@ def test_an_outcome_judge_has_one_label_a_solution(home: Path, capsys: pytest.Ca
     ("change", "message"),
     [
         ("labels.good=positive", "config key labels.good: 'positive' is no token of this vocabulary (8 tokens)"),
+        ("step_format.step_token=<END_STEP>", "step_format.step_token: '<END_STEP>' is no token of this vocabulary"),
         ("labels.bad=+", "config key labels: '+' and '+' are the same token"),
         ("evaluation.share=1.5", "config key evaluation.share: 1.5 leaves no problem to train on"),
         ("dataset.source=nowhere", "no such folder: nowhere"),
