@@ -57,6 +57,10 @@ class Arguments:
     """Of their hidden states."""
     problems: int = 4000
     """Different sums, two solutions each; a tenth is held out."""
+    largest_operand: int = 9
+    """Largest number that is added or subtracted."""
+    largest_result: int = 30
+    """Largest result of a line."""
     steps: int = 100
     """Optimizer steps."""
     batch_size: int = 16
@@ -77,7 +81,8 @@ def main(args: Arguments) -> str:
     """Write the world, train the judge, read what it found."""
     if not (args.checkpoint / "tokenizer.json").exists():
         raise UserError(f"{args.checkpoint} holds no tokenizer.json; fetch a model: python tools/get_model.py --help")
-    write_chains(args.out / "chains", args.problems, args.seed)
+    world = World(largest_operand=args.largest_operand, largest_result=args.largest_result)
+    write_chains(args.out / "chains", args.problems, args.seed, world)
     start = args.checkpoint
     if args.random_layers:
         start = args.out / "start"
@@ -87,7 +92,7 @@ def main(args: Arguments) -> str:
         str(ROOT / "configs" / "135M_prm_cpu.yaml"), f"output_dir={args.out / 'judge'}", f"checkpoint={start}",
         "model._component_=tt_reasoning.models.build_from_hf", f"model.path={start}",
         f"dataset.source={args.out / 'chains'}", f"max_steps={args.steps}", f"batch_size={args.batch_size}",
-        f"optimizer.lr={args.lr}", "optimizer.weight_decay=0.01", f"dtype={args.dtype}",
+        f"optimizer.lr={args.lr}", "balance_classes=true", "optimizer.weight_decay=0.01", f"dtype={args.dtype}",
         f"lr_scheduler.num_warmup_steps={args.steps // 10}",
         "evaluation.share=0.1", f"evaluation.every_n_steps={max(1, args.steps // 5)}", "save_every_n_steps=50",
         "keep_checkpoints=1", f"seed={args.seed}",
