@@ -206,7 +206,7 @@ def draw_rollouts(
     rounds = list_rounds(rollouts) if estimate == "hard" else (rollouts,)
     for number, end in enumerate(rounds, 1):
         draw = Draw(sampling=sampling, blocks=rounds[:number])
-        with tqdm(total=len(asked) * end, desc=f"rollout 1 to {end}", unit="rollout") as bar:
+        with tqdm(total=len(asked) * end, desc=f"rollout 1 to {end}", unit="rollout", disable=not asked) as bar:
 
             def show(counts: Counts, bar: tqdm = bar) -> None:
                 bar.initial = counts.resumed
