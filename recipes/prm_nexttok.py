@@ -46,12 +46,13 @@ from tt_reasoning.datasets.prm import (
     JudgeGroup,
     JudgeRow,
     pack_judged,
+    pack_rows,
     require_both_classes,
     split_by_problem,
 )
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import TagFormat, token_id
-from tt_reasoning.judges.held_out import EVALUATIONS, best_evaluation, describe_evaluation, record_evaluation
+from tt_reasoning.judges.held_out import EVALUATIONS, best_evaluation, describe_evaluation, record_evaluation, tell_best
 from tt_reasoning.judges.reading import LabelReading, read_labels
 from tt_reasoning.loop import (
     METRICS,
@@ -70,7 +71,6 @@ from tt_reasoning.loop import (
 )
 from tt_reasoning.losses import JudgeSize
 from tt_reasoning.models import ChatTokenizer
-from tt_reasoning.prefix_tree import fill_rows
 from tt_reasoning.store import append_records
 from tt_reasoning.training import (
     Process,
@@ -79,7 +79,6 @@ from tt_reasoning.training import (
     from_main,
     gather_rows,
     gather_values,
-    level_rows,
     pick_dtype,
     start_process,
     stop_process,
@@ -116,6 +115,8 @@ KEYS = {
     "evaluation": Section({"every_n_steps": int, "share": float}),
 }
 
+Parts = tuple[list[JudgeGroup], list[JudgeGroup]]  # to train on, and held out
+
 
 @dataclass
 class Run:
@@ -149,7 +150,7 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"config key evaluation.share: {cfg.evaluation.share:g} leaves no problem to train on")
 
 
-def split(cfg: DictConfig, dataset: JudgeDataset) -> tuple[list[JudgeGroup], list[JudgeGroup]]:
+def split(cfg: DictConfig, dataset: JudgeDataset) -> Parts:
     """The groups to train on and those to hold out."""
     if not cfg.get("evaluation"):
         train, held_out = dataset.groups, []
@@ -172,10 +173,12 @@ def check_step_token(step_token: str, tokenizer: ChatTokenizer) -> None:
         token_id(tokenizer, step_token, "config key step_format.step_token:")
 
 
-def setup(cfg: DictConfig, process: Process, output: Path, dataset: JudgeDataset, labels: tuple[int, int]) -> Run:
+def setup(
+    cfg: DictConfig, process: Process, output: Path, dataset: JudgeDataset, parts: Parts, labels: tuple[int, int]
+) -> Run:
     """Build the model and everything around it; go on from the newest checkpoint in ``output``."""
     torch.manual_seed(cfg.seed)
-    train, held_out = split(cfg, dataset)
+    train, held_out = parts
     logger, loss = build_main_logger(cfg, process), config.instantiate(cfg.loss)
     model = build_model(
         cfg.model,
@@ -239,13 +242,6 @@ def next_groups(run: Run) -> list[JudgeGroup]:
     return [run.train[index] for _, index in drawn]
 
 
-def fill(run: Run, groups: list[JudgeGroup]) -> list[JudgeRow]:
-    """The groups laid out as rows, as many on every process."""
-    rows = fill_rows([group.num_tokens for group in groups], run.cfg.get("pack_tokens"))
-    levelled = level_rows([[groups[i] for i in row] for row in rows], run.process)
-    return [pack_judged(row, run.process.device, run.cfg.get("attention") or "auto") for row in levelled]
-
-
 def step_weights(run: Run, row: JudgeRow) -> Tensor:
     """What each step of a row counts; 0 without a label."""
     good, bad = run.class_weights
@@ -307,7 +303,7 @@ def train(run: Run) -> None:
         for step in range(run.first_step + 1, run.num_steps + 1):
             watch = Stopwatch(process.device)
             with watch.stage("pack"):
-                rows = fill(run, next_groups(run))
+                rows = pack_rows(next_groups(run), process, cfg.get("pack_tokens"), cfg.get("attention") or "auto")
             with watch.stage("update"):
                 sums = update(run, rows, step)
             lr = run.optimizer.param_groups[0]["lr"]
@@ -412,12 +408,13 @@ def train_in(
     cfg: DictConfig, process: Process, output: Path, dataset: JudgeDataset, labels: tuple[int, int]
 ) -> None:
     """Set up and train, unless the folder holds the finished run."""
-    num_steps = count_steps(cfg, len(split(cfg, dataset)[0]), process.world_size)
+    parts = split(cfg, dataset)
+    num_steps = count_steps(cfg, len(parts[0]), process.world_size)
     if agree_on_last_step(output, process) >= num_steps:
         if process.is_main:
             print(f"already trained: {output / f'step_{num_steps}'}; for another run, set another output_dir")
         return
-    run = setup(cfg, process, output, dataset, labels)
+    run = setup(cfg, process, output, dataset, parts, labels)
     if process.is_main:
         drop_rows_after(output, (METRICS, EVALUATIONS), run.first_step)
         remove_torn_checkpoints(output)
@@ -427,10 +424,7 @@ def train_in(
     if process.is_main:
         run.logger.close()
         print(f"done: {num_steps} steps -> {output / f'step_{num_steps}'}")
-        best = best_evaluation(output)
-        if best:
-            where = f"step {best['step']} -> {output / 'best'}" if best["step"] else "the start model"
-            print(f"best on the held-out problems: {describe_evaluation(best)}; {where}")
+        tell_best(output)
 
 
 def describe_start(run: Run, dataset: JudgeDataset) -> str:

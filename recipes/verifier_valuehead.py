@@ -49,12 +49,13 @@ from tt_reasoning.datasets.prm import (
     JudgeRow,
     JudgeSolution,
     pack_judged,
+    pack_rows,
     require_both_classes,
     split_by_problem,
 )
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import TagFormat
-from tt_reasoning.judges.held_out import EVALUATIONS, best_evaluation, describe_evaluation, record_evaluation
+from tt_reasoning.judges.held_out import EVALUATIONS, best_evaluation, describe_evaluation, record_evaluation, tell_best
 from tt_reasoning.judges.values import as_scores, read_values, value_scores
 from tt_reasoning.loop import (
     METRICS,
@@ -74,7 +75,6 @@ from tt_reasoning.loop import (
 from tt_reasoning.losses import JudgeSize, ValueLoss
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.models.value_head import ValueHead
-from tt_reasoning.prefix_tree import fill_rows
 from tt_reasoning.store import append_records
 from tt_reasoning.training import (
     Process,
@@ -83,7 +83,6 @@ from tt_reasoning.training import (
     from_main,
     gather_rows,
     gather_values,
-    level_rows,
     pick_dtype,
     start_process,
     stop_process,
@@ -254,13 +253,6 @@ def next_groups(run: Run) -> list[JudgeGroup]:
     return drawn
 
 
-def fill(run: Run, groups: list[JudgeGroup]) -> list[JudgeRow]:
-    """The groups laid out as rows, as many on every process."""
-    rows = fill_rows([group.num_tokens for group in groups], run.cfg.get("pack_tokens"))
-    levelled = level_rows([[groups[i] for i in row] for row in rows], run.process)
-    return [pack_judged(row, run.process.device, run.cfg.get("attention") or "auto") for row in levelled]
-
-
 def token_targets(row: JudgeRow) -> Tensor:
     """What the value of each token is to be: the verdict of its answer; NaN in prompts and reference solutions."""
     verdicts = [solution.targets[-1] if solution.targets else math.nan for solution in row.solutions]
@@ -317,7 +309,7 @@ def train(run: Run) -> None:
         for step in range(run.first_step + 1, run.num_steps + 1):
             watch = Stopwatch(process.device)
             with watch.stage("pack"):
-                rows = fill(run, next_groups(run))
+                rows = pack_rows(next_groups(run), process, cfg.get("pack_tokens"), cfg.get("attention") or "auto")
             with watch.stage("update"):
                 sums = update(run, rows, step)
             lr = run.optimizer.param_groups[0]["lr"]
@@ -432,10 +424,7 @@ def train_in(cfg: DictConfig, process: Process, output: Path, data: Data) -> Non
     if process.is_main:
         run.logger.close()
         print(f"done: {num_steps} steps -> {output / f'step_{num_steps}'}")
-        best = best_evaluation(output)
-        if best:
-            where = f"step {best['step']} -> {output / 'best'}" if best["step"] else "the start model"
-            print(f"best on the held-out problems: {describe_evaluation(best)}; {where}")
+        tell_best(output)
 
 
 def describe_start(run: Run) -> str:

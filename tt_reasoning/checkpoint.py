@@ -2,9 +2,8 @@
 
 ``OUTPUT/step_N/`` is what vLLM, transformers and ``evaluate`` load as it is (LoRA merged; the adapter alone is in
 ``step_N/adapter`` as PEFT loads it, a value head in ``step_N/value_head``); ``training_state.pt`` in it holds the
-optimizer for an exact resume. A folder
-is written under another name and renamed at the end. One that was damaged later, by a full disk or a copy cut
-short, is set aside as ``step_N.damaged``, and the one before it is gone on from.
+optimizer for an exact resume. A folder is written under another name and renamed at the end. One that was damaged
+later, by a full disk or a copy cut short, is set aside as ``step_N.damaged``, and the one before it is gone on from.
 """
 
 from __future__ import annotations

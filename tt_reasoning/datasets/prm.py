@@ -15,9 +15,10 @@ from tt_reasoning.attention import AttentionKind
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.judges.formats import StepFormat, share_prompt
 from tt_reasoning.models.tokenizer import ChatTokenizer
-from tt_reasoning.prefix_tree import PackedRow, pack_groups
+from tt_reasoning.prefix_tree import PackedRow, fill_rows, pack_groups
 from tt_reasoning.steps import Estimate, Neutral, Span, read_step_groups, target_of, whole_span
 from tt_reasoning.store import read_records
+from tt_reasoning.training import Process, level_rows
 from tt_reasoning.types import Answer, Problem, Verdict, seed_of
 
 
@@ -302,3 +303,12 @@ def pack_judged(
         inside_R=torch.tensor(inside, device=device),
         solutions=solutions,
     )
+
+
+def pack_rows(
+    groups: Sequence[JudgeGroup], process: Process, pack_tokens: int | None, attention: AttentionKind = "auto"
+) -> list[JudgeRow]:
+    """A step's groups as rows of at most ``pack_tokens`` (``fill_rows``), as many on every process."""
+    rows = fill_rows([group.num_tokens for group in groups], pack_tokens)
+    levelled = level_rows([[groups[i] for i in row] for row in rows], process)
+    return [pack_judged(row, process.device, attention) for row in levelled]

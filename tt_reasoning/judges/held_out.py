@@ -73,3 +73,11 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     accuracy = "" if result.get("accuracy") is None else f", accuracy {result['accuracy']:.1%}"
     f1 = "" if result.get("first_error_f1") is None else f", first error F1 {result['first_error_f1']:.3f}"
     return f"held-out loss {result['loss']:.3f}, {auc}{accuracy}{f1} on {result['steps']} labels"
+
+
+def tell_best(output: Path) -> None:
+    """Print which checkpoint did best on the held-out problems, if any were."""
+    best = best_evaluation(output)
+    if best:
+        where = f"step {best['step']} -> {output / 'best'}" if best["step"] else "the start model"
+        print(f"best on the held-out problems: {describe_evaluation(best)}; {where}")
