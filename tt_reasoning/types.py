@@ -15,6 +15,8 @@ Kind = Literal["math", "choice", "numeric", "code"]
 FinishReason = Literal["stop", "length"]
 Reason = Literal["match", "mismatch", "no_answer", "bad_reference", "timeout", "error"]
 Rating = Literal[-1, 0, 1]
+Rule = Literal["bernoulli", "expectation", "categorical", "mean"]
+Outside = Literal["exclude", "keep"]
 
 
 def _digest(*parts: object) -> str:
@@ -71,10 +73,41 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How a value model steers sampling (Q#, arXiv 2502.20548; ``tt_reasoning.guidance.rules``).
+
+    ``eta`` is the inverse of the paper's temperature: the larger, the harder it steers; 0 does not steer. The value
+    model is asked about the ``top_k`` likeliest tokens (0: all); ``outside`` says what becomes of the others.
+    """
+
+    value_model: str
+    eta: float
+    top_k: int = 20
+    rule: Rule = "bernoulli"
+    outside: Outside = "exclude"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eta", float(self.eta))  # 1 and 1.0 are one guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """How far the tokens of one answer were steered: KL(policy, reference) in nats, summed over its tokens.
+
+    With z the reference's logits, z' the guided ones and T the temperature, ``whole`` is of softmax(z' / T),
+    ``sampled`` of what the tokens were really drawn from, after top-k and top-p; both against the whole softmax(z / T).
+    Without guidance ``whole`` is 0 and ``sampled`` is what truncation alone comes to.
+    """
+
+    whole: float
+    sampled: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How an answer was drawn. ``seed`` is the run's; ``request_seed`` gives each sample its own.
 
-    ``top_k = 0`` means no limit; ``temperature = 0`` is greedy.
+    ``top_k = 0`` means no limit; ``temperature = 0`` is greedy. ``guidance`` is that of a value model, if one steered.
     """
 
     model: str
@@ -85,6 +118,7 @@ class Sampling:
     top_k: int = 0
     max_new_tokens: int = 1024
     seed: int = 0
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):  # 1 and 1.0 are one sampling: ids are digests of what is written
@@ -96,12 +130,18 @@ class Sampling:
 
     def answer_id(self, problem_id: str, sample_index: int) -> str:
         """The id of the answer that this sampling draws: known before it is drawn, so resume is a lookup."""
-        return _digest(asdict(self), problem_id, sample_index)
+        row = asdict(self)
+        if self.guidance is None:  # ids are what they were before there was any
+            del row["guidance"]
+        return _digest(row, problem_id, sample_index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One sampled completion: ``text`` is the completion alone, never the prompt."""
+    """One sampled completion: ``text`` is the completion alone, never the prompt.
+
+    ``divergence`` is there where a value model could have steered.
+    """
 
     id: str
     problem_id: str
@@ -110,6 +150,7 @@ class Answer:
     num_tokens: int
     finish_reason: FinishReason
     sampling: Sampling
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""A head of a few numbers beside the output layer of a torchtune decoder: a verifier's value of every token.
+"""A head beside the output layer of a torchtune decoder: a verifier's value of every token, or one of each next token.
 
 It is read from the same pass as the logits. It is no part of a Hugging Face model, so a checkpoint holds it in a folder
 of its own, ``value_head/``, which no loader of the model looks into.
 
-Shapes: D model width, A values of the head.
+Shapes: D model width, A values of the head, K columns that are asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,9 @@ _WEIGHTS, _CARD = "model.safetensors", "value_head.json"
 class ValueHead(nn.Module):
     """``gain * (w h) + bias`` of a hidden state, gain and bias learned (Cobbe et al., arXiv 2110.14168, appendix E).
 
+    With ``num_columns`` there are that many such heads, one for every token of a vocabulary (the Q head of Q#, arXiv
+    2502.20548): it says of a state what each token would lead to, and only the columns asked for are computed.
+
     There the product is the logit of a token that the vocabulary keeps free; here ``w`` is the head's own, so that no
     vocabulary needs one. It begins at zero: every value is then 0, whatever the seed, and the first gradients move
     ``w`` alone. A random ``w`` would first push the decoder along a random direction. The head is held and computed in
@@ -36,7 +40,8 @@ class ValueHead(nn.Module):
 
     Args:
         dim: width of the model.
-        num_values: values a token.
+        num_values: values a token (and column).
+        num_columns: None for one head; else tokens of the vocabulary.
         meaning: what they say, for who reads the checkpoint, such as ``logit of: the answer is correct``.
         dropout: share of a hidden state's entries that training leaves out.
 
@@ -48,18 +53,32 @@ class ValueHead(nn.Module):
     [[9.5]]
     """
 
-    def __init__(self, dim: int, num_values: int = 1, *, meaning: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, num_values: int = 1, *, meaning: str, dropout: float = 0.0, num_columns: int | None = None
+    ) -> None:
         super().__init__()
-        self.meaning = meaning
+        self.meaning, self.num_values, self.num_columns = meaning, num_values, num_columns
         self.dropout = nn.Dropout(dropout)
-        self.weight = nn.Parameter(torch.zeros(num_values, dim))
-        self.gain = nn.Parameter(torch.ones(num_values))
-        self.bias = nn.Parameter(torch.zeros(num_values))
+        rows = num_values * (num_columns or 1)  # those of a column follow one another
+        self.weight = nn.Parameter(torch.zeros(rows, dim))
+        self.gain = nn.Parameter(torch.ones(rows))
+        self.bias = nn.Parameter(torch.zeros(rows))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """The values of normed hidden states. Shapes: [..., D] to [..., A], fp32."""
+    def forward(self, hidden: Tensor, columns: Tensor | None = None) -> Tensor:
+        """The values of normed hidden states, fp32.
+
+        Shapes: hidden [..., D] to [..., A]. With columns of [..., K] tokens a state, to [..., K, A]; of a head with
+        columns None asks for all of them.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.gain * F.linear(self.dropout(hidden.float()), self.weight) + self.bias
+            hidden = self.dropout(hidden.float())
+            if columns is None:
+                values = self.gain * F.linear(hidden, self.weight) + self.bias
+                return values if self.num_columns is None else values.unflatten(-1, (self.num_columns, -1))
+            weight, gain, bias = (x.unflatten(0, (self.num_columns, -1)) for x in (self.weight, self.gain, self.bias))
+            values = torch.einsum("...d,...kad->...ka", hidden, F.embedding(columns, weight.flatten(1)).unflatten(
+                -1, (self.num_values, -1)))  # fmt: skip
+            return F.embedding(columns, gain) * values + F.embedding(columns, bias)
 
 
 BuildHead = Callable[[int], ValueHead]  # from the width of a model
@@ -80,8 +99,8 @@ def fresh_head(model: nn.Module) -> StateDict:
     """A new head's parameters by their names in the model, on the CPU; none without a head."""
     if not head_names(model):
         return {}
-    num_values, dim = model.value_head.weight.shape
-    values = {"weight": torch.zeros(num_values, dim), "gain": torch.ones(num_values), "bias": torch.zeros(num_values)}
+    rows, dim = model.value_head.weight.shape
+    values = {"weight": torch.zeros(rows, dim), "gain": torch.ones(rows), "bias": torch.zeros(rows)}
     return {f"{NAME}.{name}": tensor for name, tensor in values.items()}
 
 
@@ -94,7 +113,9 @@ def save_head(weights: StateDict, model: nn.Module, folder: Path) -> None:
     (folder / NAME).mkdir(parents=True, exist_ok=True)
     tensors = {name.removeprefix(f"{NAME}."): tensor.contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / NAME / _WEIGHTS)
-    card = {"num_values": len(tensors["bias"]), "meaning": model.value_head.meaning}
+    head: ValueHead = model.value_head
+    columns = {} if head.num_columns is None else {"num_columns": head.num_columns}
+    card = {"num_values": head.num_values, **columns, "meaning": head.meaning}
     write_json(folder / NAME / _CARD, card)
 
 
@@ -106,14 +127,15 @@ def load_head(model: nn.Module, checkpoint: str | Path) -> StateDict:
     """
     if not (Path(checkpoint) / NAME).exists():
         return {}
-    num_values, meaning, tensors = _read(checkpoint)
+    card, tensors = _read(checkpoint)
     head: ValueHead = model.value_head
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-    if shapes != wanted or meaning != head.meaning:
+    if shapes != wanted or card.meaning != head.meaning:
+        found, own = _size(card.num_values, card.num_columns), _size(head.num_values, head.num_columns)
         raise UserError(
-            f"{checkpoint}/{NAME} is another head: {num_values} value(s), '{meaning}', where this run trains "
-            f"{len(head.bias)}, '{head.meaning}'; set the loss it was trained with, or remove that folder"
+            f"{checkpoint}/{NAME} is another head: {found}, '{card.meaning}', where this run trains {own}, "
+            f"'{head.meaning}'; set the loss it was trained with, or remove that folder"
         )
     return {f"{NAME}.{name}": tensor.float() for name, tensor in tensors.items()}
 
@@ -124,16 +146,28 @@ def saved_head(checkpoint: str | Path) -> BuildHead:
     Raises:
         UserError: the checkpoint has none, or a damaged one.
     """
-    num_values, meaning, _ = _read(checkpoint)
-    return lambda dim: ValueHead(dim, num_values, meaning=meaning)
+    card, _ = _read(checkpoint)
+    return lambda dim: ValueHead(dim, card.num_values, meaning=card.meaning, num_columns=card.num_columns)
 
 
-def _read(checkpoint: str | Path) -> tuple[int, str, StateDict]:
+class _Card(NamedTuple):
+    num_values: int
+    num_columns: int | None
+    meaning: str
+
+
+def _size(num_values: int, num_columns: int | None) -> str:
+    return f"{num_values} value(s)" + (f" for each of {num_columns} tokens" if num_columns else "")
+
+
+def _read(checkpoint: str | Path) -> tuple[_Card, StateDict]:
     folder = Path(checkpoint) / NAME
     try:
-        card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
-        return int(card["num_values"]), str(card["meaning"]), load_file(folder / _WEIGHTS)
+        row = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+        columns = row.get("num_columns")
+        card = _Card(int(row["num_values"]), None if columns is None else int(columns), str(row["meaning"]))
+        return card, load_file(folder / _WEIGHTS)
     except FileNotFoundError as error:
         raise UserError(f"{checkpoint} holds no value head: {error.filename} is missing") from None
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a value head, or a damaged one: {error}") from None
