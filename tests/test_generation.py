@@ -264,7 +264,7 @@ def test_added_samples_and_temperatures_are_asked_without_what_is_there(tmp_path
         (6, 0.7), (6, 0.7), (3, 0.7), (2, 1.0), (2, 1.0), (1, 1.0)
     ]  # fmt: skip
     assert (counts.resumed, counts.written) == (10, 20)
-    assert counts.tallies == {0.7: Tally(stop=25, tokens=75), 1.0: Tally(stop=5, tokens=15)}
+    assert counts.tallies == {"0.7": Tally(stop=25, tokens=75), "1.0": Tally(stop=5, tokens=15)}
     assert draw(fewer, (SAMPLING, 3)).missing == 0 and not fewer.calls
 
     path = tmp_path / "run" / "answers.jsonl"

@@ -5,7 +5,7 @@ missing, and ends with the same file. Further samples (--num-samples), temperatu
 --limit) add to the same folder. --shard 2/4 takes every fourth problem: finished shards are merged by cat. Writes
 problems.jsonl, answers.jsonl, stats.json and manifest.json; tools/check_answers.py grades the answers. With --engine
 openai a server samples (a key in OPENAI_API_KEY or --keys FILE); a request that fails is counted, never written, and
-asked again by the same command.
+asked again by the same command. With --engine guided a value model steers (Q#, docs/qsharp.md), as hard as every --eta.
 
 Example: python tools/generate_answers.py --model models/smollm2-135m --dataset gsm8k --limit 8 --out answers/demo
 """
@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from tt_reasoning.engines.options import EngineOptions
+from tt_reasoning.engines.options import EngineOptions, GuideOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import (
     STATS,
@@ -38,7 +38,7 @@ from tt_reasoning.problems import read_problems
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.store import open_run, write_json
 from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Problem, Sampling
+from tt_reasoning.types import Guidance, Problem, Sampling
 
 _MUCH = 0.1  # of the answers cut: then a warning
 
@@ -84,6 +84,7 @@ class Arguments:
     resume: Literal["exact", "fast"] = "exact"
     """After a kill: exact samples the chunk that was cut off again, and ends with the bytes of a run that was never
     killed; fast samples only what is missing."""
+    guide: Annotated[GuideOptions, tyro.conf.arg(name="")] = GuideOptions()
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
@@ -96,6 +97,7 @@ def main(args: Arguments) -> str:
     _check_numbers(args)
     if args.prompt is not None:
         load_prompt(args.prompt, args.system_prompt)
+    guidances = args.guide.guidances(args.engine)
     args.engine.check(args.model)
     problems = _read_problems(args)
     first = next(problems)  # a mistake shows before a folder is made
@@ -106,9 +108,16 @@ def main(args: Arguments) -> str:
     identity = {name: getattr(args, name) for name in _IDENTITY}
     identity |= {"prompt": prompt.name, "template": prompt.template(), "chunk_size": chunk_size}
     identity |= args.engine.identity()
+    if args.engine.value_model is not None:
+        identity |= {name: getattr(args.guide, name) for name in ("guide_top_k", "guide_rule", "guide_outside")}
     with open_run(args.out, "generate_answers", identity) as folder:
         kept = keep_problems(folder, chain([first], problems))
-        draws = plan_draws(folder, [(_sampling(args, prompt, t), _num_samples(args, t)) for t in args.temperatures])
+        asked = [
+            (_sampling(args, prompt, temperature, guidance), _num_samples(args, temperature))
+            for temperature in args.temperatures
+            for guidance in guidances
+        ]
+        draws = plan_draws(folder, asked)
         _tell_of_idle(args.engine.data_parallel_size or 1, len(kept), chunk_size, len(draws))
         with tqdm(total=len(kept) * sum(draw.num_samples for draw in draws), unit="answer") as bar:
             start_engine = partial(args.engine.open, args.model)
@@ -177,7 +186,7 @@ def _parse_shard(shard: str) -> tuple[int, int]:
     return int(rank), int(count)
 
 
-def _sampling(args: Arguments, prompt: Prompt, temperature: float) -> Sampling:
+def _sampling(args: Arguments, prompt: Prompt, temperature: float, guidance: Guidance | None) -> Sampling:
     return Sampling(
         model=args.model,
         revision=args.engine.revision,
@@ -187,6 +196,7 @@ def _sampling(args: Arguments, prompt: Prompt, temperature: float) -> Sampling:
         top_k=args.top_k,
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
+        guidance=guidance,
     )
 
 

@@ -76,8 +76,8 @@ class Counts:
     """How far a run is. ``tokens``, ``cut`` (at max_new_tokens) and ``seconds`` (of sampling) are of ``written``.
 
     ``failed`` counts failures by their reason, ``details`` holds the first detail of each; ``missing`` is what
-    is not on disk: all that failed, and what has not been asked. ``tallies`` are of the whole file by temperature,
-    earlier runs included.
+    is not on disk: all that failed, and what has not been asked. ``tallies`` are of the whole file by temperature (and
+    eta, ``describe_draw``), earlier runs included.
     """
 
     resumed: int = 0
@@ -88,7 +88,7 @@ class Counts:
     cut: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    tallies: dict[float, Tally] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +116,13 @@ def plan_draws(folder: str | Path, asked: Sequence[tuple[Sampling, int]]) -> lis
 
     Args:
         folder: of a run that is open (``store.open_run``).
-        asked: samplings that differ in their temperature.
+        asked: samplings that differ in what ``describe_draw`` says.
     """
     manifest = read_manifest(folder)
     known: dict[str, list[int]] = manifest.setdefault("num_samples", {})
     draws, grown = [], False
     for sampling, num_samples in asked:
-        blocks = known.setdefault(str(sampling.temperature), [])
+        blocks = known.setdefault(describe_draw(sampling), [])
         if num_samples > max(blocks, default=0):
             blocks.append(num_samples)
             grown = True
@@ -200,16 +200,29 @@ def keep_problems(folder: str | Path, problems: Iterable[Problem]) -> StoredProb
     return StoredProblems(path, offsets)
 
 
-def describe_ends(tallies: dict[float, Tally]) -> dict[str, dict[str, float]]:
-    """How answers ended, by temperature, for ``stats.json``.
+def describe_draw(sampling: Sampling) -> str:
+    """What tells the draws of a folder apart: the temperature, and eta where a value model steers.
 
-    >>> describe_ends({0.7: Tally(stop=3, length=1, tokens=500)})
+    >>> describe_draw(Sampling(model="m", prompt="p"))
+    '0.7'
+    >>> from tt_reasoning.types import Guidance
+    >>> describe_draw(Sampling(model="m", prompt="p", guidance=Guidance(value_model="v", eta=5)))
+    '0.7, eta 5'
+    """
+    eta = "" if sampling.guidance is None else f", eta {sampling.guidance.eta:g}"
+    return f"{sampling.temperature}{eta}"
+
+
+def describe_ends(tallies: dict[str, Tally]) -> dict[str, dict[str, float]]:
+    """How answers ended, by draw, for ``stats.json``.
+
+    >>> describe_ends({"0.7": Tally(stop=3, length=1, tokens=500)})
     {'0.7': {'answers': 4, 'stop': 3, 'length': 1, 'length_share': 0.25, 'tokens': 500, 'tokens_per_answer': 125.0}}
     """
     found = {}
-    for temperature, tally in sorted(tallies.items()):
+    for draw, tally in sorted(tallies.items()):
         answers = tally.stop + tally.length
-        found[str(temperature)] = {
+        found[draw] = {
             "answers": answers,
             "stop": tally.stop,
             "length": tally.length,
@@ -384,7 +397,7 @@ class _Book:
         self._on_progress(self.counts)
 
     def _tally(self, answer: Answer) -> None:
-        tally = self.counts.tallies.setdefault(answer.sampling.temperature, Tally())
+        tally = self.counts.tallies.setdefault(describe_draw(answer.sampling), Tally())
         tally.tokens += answer.num_tokens
         if answer.finish_reason == "stop":
             tally.stop += 1
@@ -476,6 +489,7 @@ def _requests(prompt: Prompt, render: Callable[[Problem], Rendered], chunk: _Chu
                 max_new_tokens=sampling.max_new_tokens,
                 seed=sampling.request_seed(problem.id, index),
                 stop=prompt.stop,
+                guidance=sampling.guidance,
             )
             found.append(request)
     return found
@@ -490,4 +504,5 @@ def _to_answer(problem: Problem, index: int, sampling: Sampling, completion: Com
         num_tokens=completion.num_tokens,
         finish_reason=completion.finish_reason,
         sampling=sampling,
+        divergence=completion.divergence,
     )

@@ -6,30 +6,30 @@ the same as far as the logits are: another batch shape may round them otherwise 
 
 Samples that are done leave the batch: their rows of the key-value caches and of everything else go.
 
-Shapes: B prompts, G samples a prompt, N = B*G, M rows still in the batch, P tokens of the longest prompt,
-V vocabulary.
+Shapes: B prompts, N samples of all of them, M rows still in the batch, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torchtune.modules import MultiHeadAttention, TransformerDecoder
+from torchtune.modules import TransformerDecoder
 
-from tt_reasoning.attention import accept_layer_masks
-from tt_reasoning.decoding import DecodingMask, LayerCache
+from tt_reasoning.decoding import open_decoder
 from tt_reasoning.errors import UserError
+from tt_reasoning.guidance.rules import token_divergence
 from tt_reasoning.models.tokenizer import ChatTokenizer
-from tt_reasoning.prefix_tree import any_row_length, pack_groups, unembed_as
 from tt_reasoning.training import Process
-from tt_reasoning.types import FinishReason
+from tt_reasoning.types import Divergence, FinishReason
 
 _CHECK_EVERY = 8  # tokens between two looks at which samples are done: each look waits for the device
 # Rows are dropped once at most this share of the batch is still needed. Copying the others' caches costs about a
@@ -40,13 +40,15 @@ _KEPT_SHARE = 7 / 8
 class Completion(NamedTuple):
     """One sample: its tokens (the ending token included, if it came), its text, and why it ended.
 
-    ``logprobs`` are the log-probabilities that another engine drew the tokens with; None from this one.
+    ``logprobs`` are the log-probabilities that another engine drew the tokens with; None from this one. ``divergence``
+    is that of a sample with a guide.
     """
 
     tokens: list[int]
     text: str
     finish_reason: FinishReason
     logprobs: list[float] | None = None
+    divergence: Divergence | None = None
 
 
 class Rollout(Protocol):
@@ -154,21 +156,6 @@ class NativeRollout:
 
 
 @contextlib.contextmanager
-def _layer_caches(model: TransformerDecoder, max_new_tokens: int) -> Iterator[list[LayerCache]]:
-    """Fresh caches in every attention layer while the block runs, none afterwards."""
-    accept_layer_masks(model)
-    layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    caches = [LayerCache(max_new_tokens) for _ in layers]
-    for layer, cache in zip(layers, caches, strict=True):
-        layer.kv_cache, layer.cache_enabled = cache, True
-    try:
-        yield caches
-    finally:
-        for layer in layers:
-            layer.kv_cache, layer.cache_enabled = None, False
-
-
-@contextlib.contextmanager
 def _gathered(model: TransformerDecoder) -> Iterator[None]:
     """Keep a sharded model's weights gathered over the many forward passes of a rollout."""
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -204,16 +191,16 @@ def uniform(seeds_N: Tensor, position: int) -> Tensor:
     return ((_mix(_mix(seeds_N) + offset) >> 11) & (2**53 - 1)).double() * 2.0**-53
 
 
-def sample_tokens(
-    logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution at ``uniform_N``; greedy at temperature 0.
+def token_probs(logits_NV: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """What a token is drawn from, up to a factor: softmax(logits / temperature), 0 beyond top-k and top-p, fp32.
 
-    >>> sample_tokens(torch.tensor([[0.0, 0.0]]), torch.tensor([0.6]), temperature=1.0).tolist()
-    [1]
+    All on the largest logit at temperature 0.
+
+    >>> token_probs(torch.tensor([[0.0, 0.0, -100.0]]), temperature=1.0, top_k=2).tolist()
+    [[0.5, 0.5, 0.0]]
     """
     if temperature == 0:
-        return logits_NV.argmax(-1)
+        return torch.zeros_like(logits_NV, dtype=torch.float32).scatter_(-1, logits_NV.argmax(-1, keepdim=True), 1.0)
     logits_NV = logits_NV.float() / temperature
     if 0 < top_k < logits_NV.shape[-1]:
         floor_N1 = logits_NV.topk(top_k, -1).values[:, -1:]
@@ -223,9 +210,27 @@ def sample_tokens(
         sorted_NV, order_NV = probs_NV.sort(-1, descending=True)
         beyond_NV = sorted_NV.cumsum(-1) - sorted_NV >= top_p
         probs_NV = torch.empty_like(probs_NV).scatter_(-1, order_NV, sorted_NV.masked_fill(beyond_NV, 0))
+    return probs_NV
+
+
+def draw_tokens(probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """One token a row, by inverting the cumulative distribution at ``uniform_N``; factors do not matter."""
     cumulative_NV = probs_NV.double().cumsum(-1)
     point_N1 = uniform_N.unsqueeze(-1).double() * cumulative_NV[:, -1:]
     return torch.searchsorted(cumulative_NV, point_N1, right=True).squeeze(-1)
+
+
+def sample_tokens(
+    logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Tensor:
+    """Draw one token a row from ``token_probs`` at ``uniform_N``; greedy at temperature 0.
+
+    >>> sample_tokens(torch.tensor([[0.0, 0.0]]), torch.tensor([0.6]), temperature=1.0).tolist()
+    [1]
+    """
+    if temperature == 0:
+        return logits_NV.argmax(-1)
+    return draw_tokens(token_probs(logits_NV, temperature, top_k, top_p), uniform_N)
 
 
 def cut_completion(
@@ -248,6 +253,28 @@ def cut_completion(
     return Completion(kept[:low], text[: min(found)], "stop")
 
 
+class Steering(Protocol):
+    """What changes the logits of a batch before tokens are drawn (``guidance.decode``)."""
+
+    def steer(self, logits_MV: Tensor, newest_M: Tensor | None) -> Tensor:
+        """The logits to draw from; ``newest_M`` are the tokens drawn last, None behind the prompts."""
+        ...
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Let all rows but these go."""
+        ...
+
+
+class Guide(Protocol):
+    """Steers samples as they are drawn."""
+
+    def open(
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], max_new_tokens: int
+    ) -> AbstractContextManager[Steering]:
+        """Get ready for some prompts with so many samples of each."""
+        ...
+
+
 @torch.no_grad()
 def generate(
     model: TransformerDecoder,
@@ -261,8 +288,9 @@ def generate(
     stop: Sequence[str] = (),
     stop_tokens: Sequence[int],
     decode: Callable[[list[int]], str],
+    guide: Guide | None = None,
 ) -> list[list[Completion]]:
-    """Sample completions of B prompts, as many of each as it has seeds (G, the same for all).
+    """Sample completions of B prompts, as many of each as it has seeds.
 
     A completion ends at a stop token, at the first stop string (kept in the text), or at the limit. Every
     ``_CHECK_EVERY`` tokens the samples that are done leave the batch, if they are at least an eighth of it.
@@ -271,39 +299,39 @@ def generate(
 
     Args:
         prompts: B lists of token ids.
-        seeds: B lists of G seeds, each in [0, 2**63).
+        seeds: B lists of seeds, each in [0, 2**63).
+        guide: steers what is drawn; temperature, top-k and top-p come behind it. Completions have a ``divergence``.
 
     Returns:
-        B lists of G completions.
+        B lists of completions, one a seed.
     """
     device = next(model.parameters()).device
-    num_samples = len(seeds[0])
-    lengths, counts = [len(prompt) for prompt in prompts], [num_samples] * len(prompts)
+    counts = [len(of_prompt) for of_prompt in seeds]
     stops = set(stop_tokens)
-    row = pack_groups([(prompt, []) for prompt in prompts], device)
-    ends_B = torch.tensor(lengths, device=device).cumsum(0) - 1
     was_training = model.training
     model.eval()
-    whole_logits = model.unembed
-
-    def last_logits(hidden_1TD: Tensor) -> Tensor:  # the other rows over the vocabulary are never needed
-        return whole_logits(hidden_1TD[:, ends_B])
-
-    with _gathered(model), _layer_caches(model, max_new_tokens) as caches:
-        with unembed_as(model, last_logits), any_row_length(model):
-            logits_BV = model(row.tokens_1T, mask=row.mask, input_pos=row.positions_1T)[0]
-        for cache in caches:
-            cache.split(lengths, len(prompts) * num_samples)
-        logits_MV = logits_BV.repeat_interleave(num_samples, 0)
-        seeds_M = torch.tensor(seeds, device=device).flatten()
-        position_M = torch.tensor(lengths, device=device).repeat_interleave(num_samples)
-        mask = DecodingMask(lengths, counts, device)
-        rows = list(range(len(prompts) * num_samples))  # which sample each row of the batch draws
+    with ExitStack() as opened:
+        opened.enter_context(_gathered(model))
+        decoder = opened.enter_context(open_decoder(model, prompts, counts, max_new_tokens))
+        steering = opened.enter_context(guide.open(prompts, counts, max_new_tokens)) if guide else None
+        logits_BV = decoder.read_prompts(model.unembed)[0]
+        logits_MV = logits_BV.repeat_interleave(torch.tensor(counts, device=device), 0)
+        seeds_M = torch.tensor([seed for of_prompt in seeds for seed in of_prompt], device=device)
+        rows = list(range(len(seeds_M)))  # which sample each row of the batch draws
         found: list[list[int]] = [[] for _ in rows]
+        steered: list[list[list[float]]] = [[] for _ in rows]
         done: set[int] = set()
         unread: list[Tensor] = []
+        unread_steered: list[Tensor] = []
+        token_M: Tensor | None = None
         for step in range(max_new_tokens):
-            token_M = sample_tokens(logits_MV, uniform(seeds_M, step), temperature, top_k, top_p)
+            if steering is None:
+                token_M = sample_tokens(logits_MV, uniform(seeds_M, step), temperature, top_k, top_p)
+            else:
+                steered_MV = steering.steer(logits_MV, token_M)
+                probs_MV = token_probs(steered_MV, temperature, top_k, top_p)
+                unread_steered.append(token_divergence(logits_MV, steered_MV, probs_MV, temperature))
+                token_M = draw_tokens(probs_MV, uniform(seeds_M, step))
             unread.append(token_M)
             last = step + 1 == max_new_tokens
             if last or (step + 1) % _CHECK_EVERY == 0:
@@ -313,25 +341,34 @@ def generate(
                         if not stops.isdisjoint(new) or _holds(stop, found[sample], decode):
                             done.add(sample)
                 unread.clear()
+                if unread_steered:
+                    for sample, new in zip(rows, torch.stack(unread_steered, 1).tolist(), strict=True):
+                        steered[sample] += new
+                    unread_steered.clear()
                 left = [row for row, sample in enumerate(rows) if sample not in done]
                 if last or _none_left(len(left), device):
                     break
                 # A process that is done keeps a row: the others' forward passes need it.
                 kept = left or [0]
                 if len(kept) <= _KEPT_SHARE * len(rows):
-                    before = sorted({sample // num_samples for sample in rows})
                     rows, kept_K = [rows[row] for row in kept], torch.tensor(kept, device=device)
-                    per_prompt = Counter(sample // num_samples for sample in rows)
-                    stay = torch.tensor([i for i, prompt in enumerate(before) if prompt in per_prompt], device=device)
-                    lengths_left = [lengths[prompt] for prompt in per_prompt]
-                    for cache in caches:
-                        cache.keep(stay, kept_K, max(lengths_left))
-                    mask = DecodingMask(lengths_left, [*per_prompt.values()], device)
-                    token_M, seeds_M, position_M = (x[kept_K] for x in (token_M, seeds_M, position_M))
-            logits_MV = model(token_M[:, None], mask=mask, input_pos=(position_M + step)[:, None])[:, -1]
+                    token_M, seeds_M = token_M[kept_K], seeds_M[kept_K]
+                    decoder.keep(kept)
+                    if steering is not None:
+                        steering.keep(kept)
+            logits_MV = decoder.step(token_M[:, None])[:, -1]
     model.train(was_training)
-    completions = [cut_completion(tokens, stops, stop, decode) for tokens in found]
-    return [completions[i : i + num_samples] for i in range(0, len(completions), num_samples)]
+    cut = [cut_completion(tokens, stops, stop, decode) for tokens in found]
+    if guide:
+        cut = [c._replace(divergence=_sum_up(steps, len(c.tokens))) for c, steps in zip(cut, steered, strict=True)]
+    completions = iter(cut)
+    return [list(islice(completions, count)) for count in counts]
+
+
+def _sum_up(steps: Sequence[Sequence[float]], num_tokens: int) -> Divergence:
+    """The divergence of a completion of so many tokens, from that of each; further digits depend on the batch."""
+    whole, sampled = zip(*steps[:num_tokens], strict=True)
+    return Divergence(whole=round(math.fsum(whole), 4), sampled=round(math.fsum(sampled), 4))
 
 
 def _holds(stop: Sequence[str], tokens: list[int], decode: Callable[[list[int]], str]) -> bool:

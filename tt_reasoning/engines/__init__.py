@@ -12,6 +12,7 @@ from tt_reasoning.errors import UserError, unknown_name
 ENGINES = {
     "vllm": "tt_reasoning.engines.vllm:VllmEngine",
     "tune": "tt_reasoning.engines.tune:TuneEngine",
+    "guided": "tt_reasoning.engines.guided:GuidedEngine",
     "openai": "tt_reasoning.engines.openai:OpenAIEngine",
     "ray": "tt_reasoning.engines.ray:RayEngine",
     "scripted": "tt_reasoning.engines.scripted:ScriptedEngine",
@@ -28,7 +29,7 @@ def open_engine(name: str, model: str, **options: object) -> Engine:
         >>> open_engine("vlm", "model")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: openai, ray, scripted, ...
+        tt_reasoning.errors.UserError: unknown engine 'vlm': did you mean 'vllm'? Known: guided, openai, ray, ...
     """
     check_engine(name, model, **options)
     return _engine_class(name)(model, **{option: value for option, value in options.items() if value is not None})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from tt_reasoning.prompts import Rendered
-from tt_reasoning.types import FinishReason
+from tt_reasoning.types import Divergence, FinishReason, Guidance
 
 FailureReason = Literal[
     "unreachable",  # no connection could be made
@@ -28,10 +28,10 @@ FailureReason = Literal[
 class Request:
     """One completion to draw: a rendered prompt and everything that decides its tokens.
 
-    ``temperature = 0`` is greedy; ``top_k = 0`` means no limit; ``stop`` strings end a completion and
-    stay in its text. A chat that ends with the assistant's message is continued from there: the completion is what
-    comes behind it. The same list of requests gives the same completions; the native engine gives a request
-    its completion whatever is asked beside it, vLLM does not quite.
+    ``temperature = 0`` is greedy; ``top_k = 0`` means no limit; ``stop`` strings end a completion and stay in its text.
+    A chat that ends with the assistant's message is continued from there: the completion is what comes behind it.
+    ``guidance`` is for an engine that was opened with its value model. The same list of requests gives the same
+    completions; the native engine gives a request its completion whatever is asked beside it, vLLM does not quite.
     """
 
     prompt: Rendered
@@ -41,15 +41,17 @@ class Request:
     max_new_tokens: int = 1024
     seed: int = 0
     stop: tuple[str, ...] = ()
+    guidance: Guidance | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What came back: the text without its prompt, how long it is and why it ended."""
+    """What came back: the text without its prompt, how long it is and why it ended, and how far it was steered."""
 
     text: str
     num_tokens: int
     finish_reason: FinishReason
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

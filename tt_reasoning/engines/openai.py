@@ -402,8 +402,8 @@ def read_response(body: Any, stop: Sequence[str] = ()) -> Outcome:
 
     >>> usage = {"prompt_tokens": 5, "completion_tokens": 2}
     >>> read_response({"choices": [{"text": "4", "finish_reason": "stop", "stop_reason": "#"}], "usage": usage}, ["#"])
-    Outcome(result=Completion(text='4#', num_tokens=2, finish_reason='stop'), model=None, prompt_tokens=5, \
-completion_tokens=2)
+    Outcome(result=Completion(text='4#', num_tokens=2, finish_reason='stop', divergence=None), model=None, \
+prompt_tokens=5, completion_tokens=2)
     >>> read_response({"error": {"message": "overloaded"}}).result
     Failure(reason='error_body', detail='overloaded', general=False)
     """

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from tt_reasoning.aggregation import describe_weights
 from tt_reasoning.engines import check_engine, open_engine
 from tt_reasoning.engines.base import Engine
 from tt_reasoning.engines.pool import EnginePool, check_pool
 from tt_reasoning.engines.vllm import runs_on_cpu
 from tt_reasoning.errors import UserError
+from tt_reasoning.guidance import check_guidance, read_value_card
+from tt_reasoning.types import Guidance, Outside, Rule
 
 _CHUNK_PROBLEMS = 64
 _CHUNK_ANSWERS_CPU, _CHUNK_ANSWERS_GPU = 4096, 16_384
@@ -30,7 +34,7 @@ class EngineOptions:
     """
 
     name: Annotated[str, tyro.conf.arg(name="engine")] = "vllm"
-    """What samples: vllm, tune, openai, ray or scripted."""
+    """What samples: vllm, tune, guided, openai, ray or scripted."""
     revision: str | None = None
     """Revision of a Hub model."""
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
@@ -47,6 +51,8 @@ class EngineOptions:
     """ray: HOST:PORT of the cluster's head, or auto, the cluster of this machine; this machine alone without one."""
     num_workers: int | None = None
     """ray: copies of the model on the cluster; as many as fit unless given."""
+    value_model: str | None = None
+    """guided: checkpoint of the value model that steers (recipe qsharp_classifier)."""
     base_url: str | None = None
     """openai: address of the server, such as http://localhost:8000/v1; OPENAI_BASE_URL or OpenAI unless given."""
     keys: str | None = None
@@ -77,7 +83,11 @@ class EngineOptions:
 
     def identity(self) -> dict[str, object]:
         """What answers depend on, for a run's manifest: a resumed run may change the rest."""
-        return {"engine": self.name, "revision": self.revision, "dtype": self.dtype}
+        found: dict[str, object] = {"engine": self.name, "revision": self.revision, "dtype": self.dtype}
+        if self.value_model is not None:
+            weights = [describe_weights(folder) for folder in (self.value_model, Path(self.value_model) / "value_head")]
+            found |= {"value_model": self.value_model, "value_weights": weights}
+        return found
 
     def default_chunk_size(self, num_samples: int) -> int:
         """Problems asked at once where the user does not say.
@@ -101,3 +111,52 @@ class EngineOptions:
         """The engine's own options among those that the user gave."""
         ours = ("name", "data_parallel_size")
         return {option: value for option, value in asdict(self).items() if option not in ours and value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideOptions:
+    """How a value model steers, for the ``Arguments`` of a tool that has ``EngineOptions``.
+
+    >>> GuideOptions().guidances(EngineOptions())
+    [None]
+    """
+
+    eta: tuple[float, ...] = ()
+    """How hard --value-model steers, one or several: the inverse of the paper's temperature; 0 does not steer."""
+    guide_top_k: int = 20
+    """The value model is asked about this many likeliest tokens; 0 is all, for a Q head alone."""
+    guide_rule: Literal["auto"] | Rule = "auto"
+    """What its values come to: auto goes by how it was trained; mean is controlled decoding (CD), to compare with."""
+    guide_outside: Outside = "exclude"
+    """Tokens that it was not asked about: exclude never draws them, keep treats each as the worst of those asked."""
+
+    def guidances(self, engine: EngineOptions) -> list[Guidance | None]:
+        """One for every eta; None alone without a value model.
+
+        Raises:
+            UserError: one of value model and eta is missing, or the value model cannot do that.
+        """
+        if engine.value_model is None:
+            if self.eta:
+                raise UserError("--eta is about a value model that steers: give --engine guided --value-model FOLDER")
+            return [None]
+        if not self.eta:
+            raise UserError("--value-model steers with some strength; say which, such as --eta 0 1 5 10")
+        for eta in self.eta:
+            if not 0 <= eta < float("inf"):
+                raise UserError(f"--eta {eta:g}: give numbers from 0 on; the larger, the harder it steers")
+            if self.eta.count(eta) > 1:
+                raise UserError(f"--eta names {eta:g} twice")
+        if self.guide_top_k < 0:
+            raise UserError(f"--guide-top-k {self.guide_top_k} is negative; 0 is all tokens")
+        card = read_value_card(engine.value_model)
+        rule = card.rule if self.guide_rule == "auto" else self.guide_rule
+        found = [
+            Guidance(
+                value_model=engine.value_model, eta=eta, top_k=self.guide_top_k, rule=rule, outside=self.guide_outside
+            )
+            for eta in self.eta
+        ]
+        for guidance in found:
+            check_guidance(guidance, card)
+        return [*found]

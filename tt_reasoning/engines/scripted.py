@@ -50,9 +50,9 @@ class ScriptedEngine:
     Example:
         >>> engine = ScriptedEngine({"answers": {"2 + 2?": ["It is 4.", "It is 5."]}})
         >>> engine.generate([Request(prompt="2 + 2?", seed=1)])
-        [Completion(text='It is 5.', num_tokens=3, finish_reason='stop')]
+        [Completion(text='It is 5.', num_tokens=3, finish_reason='stop', divergence=None)]
         >>> engine.generate([Request(prompt="2 + 2?", seed=1, max_new_tokens=2)])
-        [Completion(text='It is ', num_tokens=2, finish_reason='length')]
+        [Completion(text='It is ', num_tokens=2, finish_reason='length', divergence=None)]
     """
 
     def __init__(

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from tt_reasoning.engines.base import Completion, Failure, Request, check_room, collect
 from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
-from tt_reasoning.rollout import generate
+from tt_reasoning.rollout import Guide, generate
 from tt_reasoning.training import build_model, pick_dtype, start_process
+from tt_reasoning.types import Guidance
 
 
 class TuneEngine:
@@ -66,7 +67,7 @@ class TuneEngine:
         return check_room(num_tokens, request.max_new_tokens, self.max_model_len)
 
     def _batches(self, requests: Sequence[Request]) -> list[list[list[int]]]:
-        """Request indices as batches of groups: one prompt a group, equal settings and group sizes a batch."""
+        """Request indices as batches of groups: one prompt a group, equal settings a batch."""
         groups: dict[tuple, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             prompt = request.prompt if isinstance(request.prompt, str) else repr(request.prompt)
@@ -75,8 +76,8 @@ class TuneEngine:
         for (settings, _), group in groups.items():
             for start in range(0, len(group), self.batch_size):
                 part = group[start : start + self.batch_size]
-                open_batches = batches[(settings, len(part))]
-                if not open_batches or (len(open_batches[-1]) + 1) * len(part) > self.batch_size:
+                open_batches = batches[settings]
+                if not open_batches or sum(map(len, open_batches[-1])) + len(part) > self.batch_size:
                     open_batches.append([])
                 open_batches[-1].append(part)
         return [batch for found in batches.values() for batch in found]
@@ -107,10 +108,18 @@ class TuneEngine:
             stop=first.stop,
             stop_tokens=self.tokenizer.stop_tokens,
             decode=self.tokenizer.decode,
+            guide=self._open_guide(first.guidance),
         )
         for group, samples in zip(groups, found, strict=True):
             for index, c in zip(group, samples, strict=True):
-                yield index, Completion(text=c.text, num_tokens=len(c.tokens), finish_reason=c.finish_reason)
+                yield index, Completion(
+                    text=c.text, num_tokens=len(c.tokens), finish_reason=c.finish_reason, divergence=c.divergence
+                )
+
+    def _open_guide(self, guidance: Guidance | None) -> Guide | None:
+        """What steers a batch: nothing here; a request to be guided is for engine ``guided``."""
+        assert guidance is None, f"{type(self).__name__} has no value model"
+        return None
 
     def close(self) -> None:
         """Free the model."""
@@ -120,4 +129,4 @@ class TuneEngine:
 
 
 def _settings(request: Request) -> tuple:
-    return request.temperature, request.top_p, request.top_k, request.max_new_tokens, request.stop
+    return request.temperature, request.top_p, request.top_k, request.max_new_tokens, request.stop, request.guidance

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.store import load_record
-from tt_reasoning.types import Rule
+from tt_reasoning.types import Guidance, Rule
 
 CARD = "value.json"
 HeadType = Literal["V", "Q"]
 LossKind = Literal["bce", "mse", "categorical"]
 Target = Literal["bernoulli", "expectation"]
+MOST_PASSED = 1024  # candidates that a V head may be asked about: each is a token of a pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +102,17 @@ def read_value_card(model: str | Path) -> ValueCard:
         return load_record(ValueCard, {name: value for name, value in row.items() if name not in ("recipe", "step")})
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: not the card of a value model: {error}") from None
+
+
+def check_guidance(guidance: Guidance, card: ValueCard) -> None:
+    """Refuse guidance that this value model cannot give, or cannot give in reasonable time.
+
+    Raises:
+        UserError: see ``ValueCard.check_rule``; too many candidates for a V head.
+    """
+    card.check_rule(guidance.rule, guidance.eta)
+    if card.head == "V" and not 1 <= guidance.top_k <= MOST_PASSED:
+        raise UserError(
+            f"guide-top-k {guidance.top_k}: the value model has a V head, through which every candidate goes by "
+            f"itself; give 1 to {MOST_PASSED}"
+        )

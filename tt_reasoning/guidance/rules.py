@@ -93,3 +93,26 @@ def steer(logits_NV: Tensor, candidates_NK: Tensor | None, bonus_NK: Tensor, out
     else:
         others_NV = logits_NV + bonus_NK.min(-1, keepdim=True).values
     return others_NV.scatter(-1, candidates_NK, logits_NV.gather(-1, candidates_NK) + bonus_NK)
+
+
+def token_divergence(logits_NV: Tensor, steered_NV: Tensor, probs_NV: Tensor, temperature: float) -> Tensor:
+    """What the next token adds to the two numbers of ``Divergence``: [N, 2], in nats.
+
+    KL(p, q) = sum p (ln p - ln q) with q = softmax(logits / temperature), and p the whole of
+    softmax(steered / temperature), then what is drawn from. At temperature 0 both p are all on one token, and q is
+    softmax(logits).
+
+    Args:
+        logits_NV: of the reference.
+        steered_NV: the guided ones.
+        probs_NV: what the token is drawn from, up to a factor (``rollout.token_probs``).
+
+    >>> logits, probs = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    >>> [round(value, 4) for value in token_divergence(logits, logits, probs, 1.0)[0].tolist()]
+    [0.0, 0.6931]
+    """
+    log_q_NV = (logits_NV.float() / (temperature or 1.0)).log_softmax(-1)
+    log_drawn_NV = probs_NV.log() - probs_NV.sum(-1, keepdim=True).log()
+    log_whole_NV = (steered_NV.float() / temperature).log_softmax(-1) if temperature else log_drawn_NV
+    both = [log_p.exp() * (log_p - log_q_NV) for log_p in (log_whole_NV, log_drawn_NV)]
+    return torch.stack([kl_NV.nan_to_num(nan=0.0).sum(-1) for kl_NV in both], -1)  # 0 * (-inf) where p is 0

@@ -1,0 +1,25 @@
+"""Whether two models speak of the same tokens: what guidance by another model rests on."""
+
+from __future__ import annotations
+
+from tt_reasoning.errors import UserError
+from tt_reasoning.models.tokenizer import ChatTokenizer
+
+
+def check_same_vocabulary(policy: ChatTokenizer, value: ChatTokenizer) -> None:
+    """Refuse a value model in whose vocabulary some id is another token than in the policy's.
+
+    Equal lengths prove nothing: a token more at one place and one less at another shift all between them. How texts
+    are cut into tokens may differ, since a value model reads the policy's tokens.
+
+    Raises:
+        UserError: the first id of which the two say different things.
+    """
+    ours, theirs = ({i: token for token, i in t.tokenizer.get_vocab().items()} for t in (policy, value))
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            named = [f"'{found[i]}'" if i in found else "no token" for found in (ours, theirs)]
+            raise UserError(
+                f"the value model has another vocabulary than the policy: token {i} is {named[1]} there and {named[0]} "
+                "here; take a value model that began from a model of the policy's family"
+            )
