@@ -73,7 +73,10 @@ class ValueGuide:
         with open_decoder(self.model, begun, counts, max_new_tokens) as decoder:
             decoder.read_prompts(lambda hidden_1BD: hidden_1BD)
             newest = [prompt[-1] for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
-            yield ValueSteering(self, decoder, newest)
+            yield self._steering(decoder, newest)
+
+    def _steering(self, decoder: Decoder, newest: Sequence[int]) -> ValueSteering:
+        return ValueSteering(self, decoder, newest)
 
 
 class Unsteered:
