@@ -39,7 +39,7 @@ from tt_reasoning.prompts import Prompt, get_prompt, load_prompt
 from tt_reasoning.shepherd import draw_rollouts, plan_prefixes, write_labels
 from tt_reasoning.steps import STEPS, Estimate, SplitStyle
 from tt_reasoning.store import open_run, read_manifest
-from tt_reasoning.tool import run_tool
+from tt_reasoning.tool import check_truncation, require_positive, run_tool
 from tt_reasoning.types import Sampling
 
 _MUCH = 0.1  # of the rollouts cut: then a warning
@@ -190,18 +190,12 @@ def run_shepherd(args: Shepherd) -> str:
 
 
 def _check_numbers(args: Shepherd) -> None:
-    for name in ("rollouts", "max_new_tokens", "limit", "chunk_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    require_positive(args, "rollouts", "max_new_tokens", "limit", "chunk_size")
     if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature {args.temperature:g}: give a number from 0 on")
     if args.temperature == 0 and args.rollouts > 1:
         raise UserError(f"--temperature 0 gives {args.rollouts} times the same rollout; raise it, or set --rollouts 1")
-    if not 0 < args.top_p <= 1:
-        raise UserError(f"--top-p {args.top_p} is not above 0 and at most 1")
-    if args.top_k < 0:
-        raise UserError(f"--top-k {args.top_k} is negative; 0 is no limit")
+    check_truncation(args.top_p, args.top_k)
 
 
 def _choose_prompt(args: Shepherd, answers: AnswerFolder) -> Prompt:

@@ -12,29 +12,35 @@ on which the two differ. A folder that was audited once is audited again wheneve
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tt_reasoning.answer_sets import VERDICTS
+from tt_reasoning.checking import (
+    SETTINGS,
+    Item,
+    check_settings,
+    describe_settings,
+    grade_missing,
+    read_items,
+    whole_text,
+    write_report,
+)
 from tt_reasoning.cluster import check_ray, grade_on_cluster
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
-from tt_reasoning.grading import Fallback, Grader, accuracy, count_reasons
+from tt_reasoning.grading import Fallback, Grader
 from tt_reasoning.grading.audit import audit, disagree
 from tt_reasoning.prompts import get_prompt
-from tt_reasoning.selection import bootstrap_interval
-from tt_reasoning.store import append_records, lock, read_manifest, read_records, versions, write_json, write_records
+from tt_reasoning.store import lock, read_manifest, read_records, write_json, write_records
 from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Answer, Kind, Problem, Verdict
+from tt_reasoning.types import Answer, Problem, Verdict
 
-CHUNK = 100  # answers graded between two writes
 DISAGREEMENTS = "disagreements.jsonl"
 _TAIL = 600  # characters of an answer's end, for reading
 
@@ -74,20 +80,15 @@ def main(args: Arguments) -> str:
     # A lock of its own: generate_answers may go on adding answers.
     with lock(args.answers / ".verdicts.lock"):
         if not args.regrade:
-            _check_settings(args)
+            check_settings(args.answers, _settings(args))
         graded = set() if args.regrade else {verdict.answer_id for verdict in read_records(path, Verdict)}
-        todo = (answer for answer in read_records(args.answers / ANSWERS, Answer) if answer.id not in graded)
-        found = len(graded & problem_of.keys())
-        with tqdm(total=len(problem_of), initial=found, unit="answer") as bar:
-            chunks = _grade(args, todo, problems, bar)
+        with tqdm(total=len(problem_of), initial=len(graded & problem_of.keys()), unit="answer") as bar:
+            grade = partial(_grade, args, bar)
             if args.regrade:
-                _replace(args, chunks)
+                _replace(args, grade(read_items(args.answers, problems)))
             else:
-                write_json(args.answers / "verdicts.json", _settings(args))
-                for chunk in chunks:
-                    append_records(path, chunk)
-        report = _report(path, problem_of)
-        write_json(args.answers / "verdicts.json", {**_settings(args), "report": report})
+                grade_missing(args.answers, _settings(args), problems, graded, grade)
+        report = write_report(args.answers, _settings(args), problem_of)
         differ = None
         if args.audit or (args.answers / DISAGREEMENTS).exists():
             differ = write_records(args.answers / DISAGREEMENTS, _disagreements(args, problems, len(problem_of)))
@@ -121,38 +122,12 @@ def _check_answers(folder: Path, problems: dict[str, Problem]) -> dict[str, str]
 
 
 def _settings(args: Arguments) -> dict:
-    names = ("timeout_s", "fallback", "percent_as_fraction")
-    arguments = {name: getattr(args, name) for name in names}
-    return {"tool": "check_answers", "arguments": arguments, "versions": versions()}
+    return {name: getattr(args, name) for name in ("timeout_s", "fallback", "percent_as_fraction")}
 
 
-def _check_settings(args: Arguments) -> None:
-    path = args.answers / "verdicts.json"
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))["arguments"] if path.exists() else None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} cannot be read; pass --regrade to grade anew") from None
-    if old is None and (args.answers / VERDICTS).exists():
-        raise UserError(f"{args.answers} has verdicts without their settings; pass --regrade to grade anew")
-    new = _settings(args)["arguments"]
-    if old is not None and {"percent_as_fraction": False} | old != new:  # folders from before it was a setting
-        raise UserError(
-            f"{args.answers} was graded with {_show(old)}, now {_show(new)}; "
-            "repeat the old settings, or pass --regrade to grade anew"
-        )
-
-
-def _show(arguments: dict) -> str:
-    names = {name.replace("_", "-"): value for name, value in arguments.items()}
-    flags = {True: "--{}", False: "--no-{}"}
-    return " ".join(flags[v].format(n) if isinstance(v, bool) else f"--{n} {v}" for n, v in names.items())
-
-
-def _grade(
-    args: Arguments, answers: Iterator[Answer], problems: dict[str, Problem], bar: tqdm
-) -> Iterator[list[Verdict]]:
+def _grade(args: Arguments, bar: tqdm, chunks: Iterator[list[Item]]) -> Iterator[list[Verdict]]:
     """Verdicts, a chunk at a time, graded here or on a cluster."""
-    chunks, settings = _items(args.answers, answers, problems), _settings(args)["arguments"]
+    settings = _settings(args)
     with contextlib.ExitStack() as stack:
         if args.ray_address is None:
             grader = stack.enter_context(Grader(num_workers=args.num_workers or 1, **settings))
@@ -164,29 +139,13 @@ def _grade(
             bar.update(len(verdicts))
 
 
-def _items(
-    folder: Path, answers: Iterator[Answer], problems: dict[str, Problem]
-) -> Iterator[list[tuple[str, str, str, Kind]]]:
-    """What ``Grader.grade_many`` takes, a chunk at a time. A completion is read from its prompt's prefill on."""
-    while chunk := list(islice(answers, CHUNK)):
-        asked = [problems[answer.problem_id] for answer in chunk]
-        yield [
-            (answer.id, _whole_text(folder, answer), problem.reference, problem.kind)
-            for answer, problem in zip(chunk, asked, strict=True)
-        ]
-
-
-def _whole_text(folder: Path, answer: Answer) -> str:
-    return get_prompt(answer.sampling.prompt, folder).prefill + answer.text
-
-
 def _replace(args: Arguments, chunks: Iterable[list[Verdict]]) -> None:
     """All verdicts anew. Killed at any point, the folder has the old ones, or the new ones that want --regrade."""
-    new, settings = args.answers / "verdicts.new.jsonl", args.answers / "verdicts.json"
+    new, settings = args.answers / "verdicts.new.jsonl", args.answers / SETTINGS
     write_records(new, (verdict for chunk in chunks for verdict in chunk))
     settings.unlink(missing_ok=True)
     os.replace(new, args.answers / VERDICTS)
-    write_json(settings, _settings(args))
+    write_json(settings, describe_settings(_settings(args)))
 
 
 def _disagreements(args: Arguments, problems: dict[str, Problem], num_answers: int) -> Iterator[dict]:
@@ -197,7 +156,7 @@ def _disagreements(args: Arguments, problems: dict[str, Problem], num_answers: i
         problem, verdict = problems[answer.problem_id], verdicts.get(answer.id)
         if verdict is None:  # written by generate_answers in the meantime
             continue
-        text = _whole_text(args.answers, answer)
+        text = whole_text(args.answers, answer)
         last_number = args.fallback == "last_number"
         second = audit(text, problem.reference, problem.kind, last_number=last_number)
         if disagree(verdict, second):
@@ -213,33 +172,6 @@ def _disagreements(args: Arguments, problems: dict[str, Problem], num_answers: i
 def _storable(text: str) -> str:
     """The text with question marks for lone surrogates, which no file can hold."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _report(path: Path, problem_of: dict[str, str]) -> dict:
-    """How the verdicts count, and the accuracy of the judged ones with its interval; the rest is no part of it.
-
-    The interval is bootstrapped over problems. The accuracy p = sum c_i / sum m_i, of problems with m_i judged and
-    c_i correct answers, is a ratio; the values whose mean is p to first order, and exactly, are
-    p + (c_i - p m_i) / mean(m) (Cochran 1977, ch. 6).
-    """
-    counts = count_reasons(read_records(path, Verdict))
-    share = accuracy(read_records(path, Verdict))
-    judged, correct = Counter(), Counter()
-    for verdict in read_records(path, Verdict):
-        if verdict.correct is not None:
-            problem = problem_of.get(verdict.answer_id, verdict.answer_id)
-            judged[problem] += 1
-            correct[problem] += verdict.correct
-    interval = None
-    if len(judged) > 1:
-        mean = judged.total() / len(judged)
-        low, high = bootstrap_interval([share + (correct[p] - share * judged[p]) / mean for p in judged])
-        interval = [max(0.0, low), min(1.0, high)]
-    num_judged = judged.total()
-    return {
-        "counts": counts, "judged": num_judged, "not_judged": sum(counts.values()) - num_judged,
-        "problems": len(judged), "accuracy": share, "interval": interval,
-    }  # fmt: skip
 
 
 def _summary(path: Path, report: dict, differ: int | None) -> str:

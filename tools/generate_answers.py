@@ -13,10 +13,9 @@ Example: python tools/generate_answers.py --model models/smollm2-135m --dataset 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Annotated, Literal
 
 import tyro
@@ -34,11 +33,11 @@ from tt_reasoning.generation import (
     keep_problems,
     plan_draws,
 )
-from tt_reasoning.problems import read_problems
+from tt_reasoning.problems import read_part
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.store import open_run, write_json
-from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Guidance, Problem, Sampling
+from tt_reasoning.tool import check_truncation, require_positive, run_tool
+from tt_reasoning.types import Guidance, Sampling
 
 _MUCH = 0.1  # of the answers cut: then a warning
 
@@ -99,7 +98,10 @@ def main(args: Arguments) -> str:
         load_prompt(args.prompt, args.system_prompt)
     guidances = args.guide.guidances(args.engine)
     args.engine.check(args.model)
-    problems = _read_problems(args)
+    problems = read_part(
+        args.dataset, args.split, data_files=args.data_files, start=args.start, end=args.end, limit=args.limit,
+        shard=args.shard,
+    )  # fmt: skip
     first = next(problems)  # a mistake shows before a folder is made
     prompt = load_prompt(args.prompt or default_prompt(first.kind), args.system_prompt)
     chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(args.num_samples)
@@ -140,14 +142,7 @@ def main(args: Arguments) -> str:
 
 
 def _check_numbers(args: Arguments) -> None:
-    for name in ("num_samples", "max_new_tokens", "chunk_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give at least 1")
-    if args.end is not None and args.limit is not None:
-        raise UserError(f"--end {args.end} and --limit {args.limit} both say where to stop; give one")
-    if args.end is not None and args.end <= args.start:
-        raise UserError(f"--start {args.start} --end {args.end} leaves no problem; --end is the one behind the last")
+    require_positive(args, "num_samples", "max_new_tokens", "chunk_size")
     if not args.temperatures:
         raise UserError("--temperatures names none; give one or several, such as 0.5 1.0")
     for temperature in args.temperatures:
@@ -155,35 +150,7 @@ def _check_numbers(args: Arguments) -> None:
             raise UserError(f"--temperatures {temperature:g}: give numbers from 0 on; 0 is greedy")
         if args.temperatures.count(temperature) > 1:
             raise UserError(f"--temperatures names {temperature:g} twice; for more answers raise --num-samples")
-    if not 0 < args.top_p <= 1:
-        raise UserError(f"--top-p {args.top_p} is not above 0 and at most 1")
-    if args.top_k < 0:
-        raise UserError(f"--top-k {args.top_k} is negative; 0 is no limit")
-
-
-def _read_problems(args: Arguments) -> Iterator[Problem]:
-    """The problems of this run, one at a time. Raises UserError when there is none."""
-    rank, count = _parse_shard(args.shard) if args.shard else (1, 1)
-    limit = args.limit if args.end is None else args.end - args.start
-    problems = read_problems(args.dataset, args.split, data_files=args.data_files, limit=limit, start=args.start)
-    found = False
-    for problem in islice(problems, rank - 1, None, count):
-        found = True
-        yield problem
-    if not found:
-        raise UserError(f"--shard {args.shard} leaves no problem: there are fewer than {rank}")
-
-
-def _parse_shard(shard: str) -> tuple[int, int]:
-    """Rank, from 1, and number of shards.
-
-    >>> _parse_shard("2/4")
-    (2, 4)
-    """
-    rank, _, count = shard.partition("/")
-    if not (rank.isdecimal() and count.isdecimal() and 1 <= int(rank) <= int(count)):
-        raise UserError(f"--shard {shard}: give i/n with i from 1 to n, such as 1/4 to 4/4")
-    return int(rank), int(count)
+    check_truncation(args.top_p, args.top_k)
 
 
 def _sampling(args: Arguments, prompt: Prompt, temperature: float, guidance: Guidance | None) -> Sampling:

@@ -21,6 +21,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -44,7 +45,7 @@ _GRADED_AT_ONCE = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefix:
-    """The beginning of an answer, up to the end of a step that is not its last.
+    """The beginning of an answer, to be gone on from: here it ends behind a step that is not the last.
 
     ``id`` is a digest of problem and text; ``number`` the problem's place in the folder of answers; ``answer`` the
     first one that begins so, with ``end`` characters.
@@ -206,27 +207,56 @@ def draw_rollouts(
     rounds = list_rounds(rollouts) if estimate == "hard" else (rollouts,)
     for number, end in enumerate(rounds, 1):
         draw = Draw(sampling=sampling, blocks=rounds[:number])
-        with tqdm(total=len(asked) * end, desc=f"rollout 1 to {end}", unit="rollout", disable=not asked) as bar:
-
-            def show(counts: Counts, bar: tqdm = bar) -> None:
-                bar.initial = counts.resumed
-                bar.update(counts.resumed + counts.written - bar.n)
-                if counts.failed:
-                    bar.set_postfix_str(f"{counts.failed.total()} failed")
-
-            counts = draw_answers(
-                [replace(prefix.problem, id=prefix.id) for prefix in asked], [draw], start_engine, prompt, folder,
-                _chunk_ends(asked, chunk_size), show, ROLLOUTS,
-                render=lambda problem: prompt.render(problem.question, plan.prefixes[problem.id].text),
-            )  # fmt: skip
-        if counts.missing > counts.failed["too_long"] or (counts.missing and not counts.resumed + counts.written):
-            check_complete(counts)
-        written += counts.written
-        grade_rollouts(plan, prompt.prefill, grader, folder)
+        written += continue_prefixes(asked, draw, start_engine, prompt, folder, chunk_size, f"rollout 1 to {end}")
+        grade_rollouts(plan.prefixes, prompt, grader, folder)
         # Of this round alone: a kill may have left some of the next.
         found = count_outcomes(folder, below=end)
         asked = [prefix for prefix in asked if prefix.id in found and not found[prefix.id].correct]
     return written
+
+
+def continue_prefixes(
+    prefixes: Sequence[Prefix],
+    draw: Draw,
+    start_engine: Callable[[], Engine],
+    prompt: Prompt,
+    folder: str | Path,
+    chunk_size: int,
+    told: str = "rollout",
+) -> int:
+    """Append the missing rollouts of a draw from each prefix to ``rollouts.jsonl``; returns how many.
+
+    Args:
+        prefixes: in the order of their problems.
+        chunk_size: problems in one engine call, with all their prefixes.
+        told: what the progress bar says.
+
+    Raises:
+        UserError: rollouts failed for another reason than their length, or none could be asked at all.
+    """
+    by_id = {prefix.id: prefix for prefix in prefixes}
+    with tqdm(total=len(prefixes) * draw.num_samples, desc=told, unit="rollout", disable=not prefixes) as bar:
+        counts = draw_answers(
+            [replace(prefix.problem, id=prefix.id) for prefix in prefixes], [draw], start_engine, prompt, folder,
+            _chunk_ends(prefixes, chunk_size), partial(show_counts, bar), ROLLOUTS,
+            render=lambda problem: prompt.render(problem.question, by_id[problem.id].text),
+        )  # fmt: skip
+    check_all_but_too_long(counts)
+    return counts.written
+
+
+def show_counts(bar: tqdm, counts: Counts) -> None:
+    """Move the bar of a draw."""
+    bar.initial = counts.resumed
+    bar.update(counts.resumed + counts.written - bar.n)
+    if counts.failed:
+        bar.set_postfix_str(f"{counts.failed.total()} failed")
+
+
+def check_all_but_too_long(counts: Counts) -> None:
+    """Raise a UserError as ``check_complete``, but not for a few that leave the engine no room."""
+    if counts.missing > counts.failed["too_long"] or (counts.missing and not counts.resumed + counts.written):
+        check_complete(counts)
 
 
 def _chunk_ends(prefixes: Sequence[Prefix], chunk_size: int) -> list[int]:
@@ -256,12 +286,31 @@ def read_rollouts(folder: str | Path) -> Iterator[tuple[Answer, Verdict | None]]
         yield rollout, found
 
 
-def grade_rollouts(plan: Plan, prefill: str, grader: Grader, folder: str | Path) -> None:
-    """Append the verdicts that rollouts from the plan's prefixes lack.
+def end_at_stop(begun: str, text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    r"""A rollout up to the first stop string that ends in it, and whether there is one.
 
-    A rollout that was cut at its token limit is graded like any other answer, by what it states up to there.
+    Engines look for stop strings in what they write: one that begins in ``begun`` they go past.
+
+    >>> end_at_stop("So 5.\n", "\nProblem: another", ["\n\n", "\nProblem:"])
+    ('\n', True)
+    >>> end_at_stop("So", " 5.", ["\n\n"])
+    (' 5.', False)
     """
-    prefixes = plan.prefixes
+    ends = []
+    for word in stop:
+        straddling = min(len(word) - 1, len(begun))
+        place = (begun[len(begun) - straddling :] + text).find(word)
+        if place >= 0:
+            ends.append(place + len(word) - straddling)
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def grade_rollouts(prefixes: Mapping[str, Prefix], prompt: Prompt, grader: Grader, folder: str | Path) -> None:
+    """Append the verdicts that rollouts from the prefixes, given by id, lack.
+
+    A rollout that was cut at its token limit is graded like any other answer, by what it states up to there; what
+    stands behind a stop string is not read.
+    """
     missing = (r for r, verdict in read_rollouts(folder) if verdict is None and r.problem_id in prefixes)
     bar = None
     while chunk := list(islice(missing, _GRADED_AT_ONCE)):
@@ -269,7 +318,7 @@ def grade_rollouts(plan: Plan, prefill: str, grader: Grader, folder: str | Path)
         items = []
         for rollout in chunk:
             prefix = prefixes[rollout.problem_id]
-            text = prefill + prefix.text + rollout.text
+            text = prompt.prefill + prefix.text + end_at_stop(prefix.text, rollout.text, prompt.stop)[0]
             items.append((rollout.id, text, prefix.problem.reference, prefix.problem.kind))
         bar.update(store.append_records(Path(folder) / ROLLOUT_VERDICTS, grader.grade_many(items)))
     if bar is not None:

@@ -252,11 +252,11 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def lock(path: str | Path) -> Iterator[None]:
-    """Hold a lock file while the block runs. Raises UserError when another process holds it."""
+def lock(path: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file while the block runs. Raises UserError when another process holds it, or waits for that."""
     with Path(path).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(f"{Path(path).parent} is in use by another process; wait until it is done") from None
         yield

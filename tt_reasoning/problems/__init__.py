@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,54 @@ def read_problems(
             left to load, or the Hub cannot be reached.
     """
     return (problem for problem, _ in _read_rows(dataset, split, data_files, limit, start))
+
+
+def read_part(
+    dataset: str,
+    split: str,
+    *,
+    data_files: str | None = None,
+    start: int = 0,
+    end: int | None = None,
+    limit: int | None = None,
+    shard: str | None = None,
+) -> Iterator[Problem]:
+    """The problems ``start`` to ``end`` (or ``start + limit``), and of them those of a shard, one at a time.
+
+    >>> [p.reference for p in read_part("quickstart", "test", end=3, shard="1/2")]
+    ['7', '39']
+
+    Raises:
+        UserError: as ``read_problems``, a part or shard without a problem, or both ``end`` and ``limit``.
+    """
+    if end is not None and limit is not None:
+        raise UserError(f"--end {end} and --limit {limit} both say where to stop; give one")
+    if end is not None and end <= start:
+        raise UserError(f"--start {start} --end {end} leaves no problem; --end is the one behind the last")
+    rank, count = _parse_shard(shard) if shard else (1, 1)
+    limit = limit if end is None else end - start
+    return _take_shard(read_problems(dataset, split, data_files=data_files, limit=limit, start=start), rank, count)
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    """Rank, from 1, and number of shards.
+
+    >>> _parse_shard("2/4")
+    (2, 4)
+    """
+    rank, _, count = shard.partition("/")
+    if not (rank.isdecimal() and count.isdecimal() and 1 <= int(rank) <= int(count)):
+        raise UserError(f"--shard {shard}: give i/n with i from 1 to n, such as 1/4 to 4/4")
+    return int(rank), int(count)
+
+
+def _take_shard(problems: Iterator[Problem], rank: int, count: int) -> Iterator[Problem]:
+    found = False
+    for problem in islice(problems, rank - 1, None, count):
+        found = True
+        yield problem
+    if not found:
+        raise UserError(f"--shard {rank}/{count} leaves no problem: there are fewer than {rank}")
 
 
 def read_solutions(
