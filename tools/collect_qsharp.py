@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -27,8 +27,7 @@ from tt_reasoning.answer_sets import open_answers
 from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Draw, begun_chunk_size, keep_problems
-from tt_reasoning.grading import Fallback, Grader
-from tt_reasoning.models.tokenizer import ChatTokenizer
+from tt_reasoning.grading import DEFAULT_TIMEOUT_S, Fallback, Grader
 from tt_reasoning.problems import read_part
 from tt_reasoning.prompts import default_prompt, load_prompt
 from tt_reasoning.qsharp import (
@@ -42,9 +41,12 @@ from tt_reasoning.qsharp import (
     write_examples,
 )
 from tt_reasoning.shepherd import continue_prefixes, grade_rollouts
-from tt_reasoning.store import open_run
+from tt_reasoning.store import open_run, remove_temporaries
 from tt_reasoning.tool import check_truncation, require_positive, run_tool
 from tt_reasoning.types import Sampling
+
+if TYPE_CHECKING:
+    from tt_reasoning.models.tokenizer import ChatTokenizer
 
 _MUCH = 0.1  # of the answers cut: then a warning
 
@@ -93,8 +95,6 @@ class Arguments:
     """Seed of the run: each roll-in, cut and roll-out has its own from it. Give every round another."""
     tokenizer: Path | None = None
     """Model folder whose tokens answers are cut at; --ref-model unless given."""
-    timeout_s: float = 5.0
-    """Limit of one comparison of results, in seconds."""
     fallback: Fallback = "none"
     """What counts as the answer of a text that marks none: nothing, or its last number."""
     percent_as_fraction: bool = False
@@ -108,8 +108,7 @@ class Arguments:
 # asks for, no more: further problems, samples or rounds are further folders.
 _IDENTITY = (
     "ref_model", "dataset", "split", "data_files", "start", "end", "limit", "shard", "eval_share", "split_seed",
-    "num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "timeout_s", "fallback",
-    "percent_as_fraction",
+    "num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "fallback", "percent_as_fraction",
 )  # fmt: skip
 
 
@@ -134,12 +133,14 @@ def main(args: Arguments) -> str:
         model=args.ref_model, revision=args.engine.revision, prompt=prompt.name, temperature=args.temperature,
         top_p=args.top_p, top_k=args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed,
     )  # fmt: skip
-    grading = {name: getattr(args, name) for name in ("timeout_s", "fallback", "percent_as_fraction")}
+    grading = {"timeout_s": DEFAULT_TIMEOUT_S, "fallback": args.fallback}
+    grading |= {"percent_as_fraction": args.percent_as_fraction}
     identity = {name: getattr(args, name) for name in _IDENTITY}
     identity |= {name: value and str(value) for name in ("rounds_file", "tokenizer") for value in [getattr(args, name)]}
     identity |= {"prompt": prompt.name, "template": prompt.template(), "chunk_size": chunk_size}
     identity |= args.engine.identity()
     with open_run(args.out, TOOL, identity) as folder:
+        remove_temporaries(folder)
         complete = (folder / EXAMPLES).exists()
         kept = keep_problems(folder, chain([first], problems))
         sides = assign_sides((problem.id for problem in kept), args.eval_share, args.split_seed, args.rounds_file)
@@ -165,8 +166,6 @@ def _check_numbers(args: Arguments) -> None:
     check_truncation(args.top_p, args.top_k)
     if not 0 <= args.eval_share < 1:
         raise UserError(f"--eval-share {args.eval_share:g} is not from 0 to below 1")
-    if not 0 < args.timeout_s < 3600:
-        raise UserError(f"--timeout-s {args.timeout_s:g}: give a number of seconds between 0 and 3600")
 
 
 def _load_tokenizer(args: Arguments) -> ChatTokenizer:
@@ -176,6 +175,8 @@ def _load_tokenizer(args: Arguments) -> ChatTokenizer:
             f"--ref-model {args.ref_model} is no folder with a tokenizer.json, at whose tokens answers are cut: fetch "
             "the model with tools/get_model.py, or name a folder of its tokenizer with --tokenizer"
         )
+    from tt_reasoning.models.tokenizer import ChatTokenizer  # torch is not loaded before a mistake shows
+
     return ChatTokenizer(folder)
 
 

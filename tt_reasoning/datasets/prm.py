@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tt_reasoning.answer_sets import VERDICTS, open_answers, read_groups, require_verdicts
 from tt_reasoning.attention import AttentionKind
 from tt_reasoning.errors import UserError, unknown_name
-from tt_reasoning.judges.formats import Layout, StepFormat, share_prompt
+from tt_reasoning.judges.formats import StepFormat, share_prompt
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.prefix_tree import PackedRow, fill_rows, pack_groups
 from tt_reasoning.steps import Estimate, Neutral, Span, read_step_groups, target_of, whole_span
@@ -115,7 +115,7 @@ class JudgeDataset(Dataset):
                     continue
                 layouts.append((answer.id, layout, list(targets), list(labels)))
             for first in range(0, len(layouts), max_solutions):
-                self.groups.append(make_group(problem.id, layouts[first : first + max_solutions]))
+                self.groups.append(_make_group(problem.id, layouts[first : first + max_solutions]))
         if not self.groups:
             raise UserError(
                 f"{source} gives nothing to train on: no solution with a labelled step "
@@ -129,10 +129,7 @@ class JudgeDataset(Dataset):
         return self.groups[index]
 
 
-def make_group(
-    problem_id: str, layouts: Sequence[tuple[str, Layout, list[float | None], list[float | None]]]
-) -> JudgeGroup:
-    """A group of laid-out solutions: each with its answer's id and the targets and labels of where it is read."""
+def _make_group(problem_id: str, layouts: Sequence[tuple]) -> JudgeGroup:
     shared = share_prompt([layout for _, layout, _, _ in layouts])
     return JudgeGroup(
         problem_id=problem_id,

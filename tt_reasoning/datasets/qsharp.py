@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tt_reasoning.datasets.prm import JudgeGroup, LeftOut, make_group, require_both_classes
+from tt_reasoning.datasets.prm import JudgeGroup, JudgeSolution, LeftOut, require_both_classes
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import PROBLEMS
-from tt_reasoning.judges.formats import Layout
+from tt_reasoning.judges.formats import Layout, share_prompt
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.prompts import Prompt, get_prompt, load_prompt
 from tt_reasoning.qsharp import EXAMPLES, TOOL, Example
@@ -164,19 +164,31 @@ def _make_groups(
     left_out: ExamplesLeftOut,
 ) -> list[JudgeGroup]:
     asked = tokenizer.encode_prompt(prompt.render(question))
-    layouts = []
-    for example in examples:
-        layout = lay_out_example(tokenizer, asked, prompt, question, example, rules.max_tokens)
-        if layout is None:
-            left_out.too_long += 1
-            continue
-        reads = layout.read[:1] if rules.switch_token_only else layout.read
-        returns: list[float | None] = [float(bool(example.correct))] * len(reads)
-        layouts.append((example.id, layout._replace(read=reads), returns, returns))
-    return [
-        make_group(examples[0].problem_id, layouts[first : first + rules.max_solutions])
-        for first in range(0, len(layouts), rules.max_solutions)
+    laid_out = [
+        (example, lay_out_example(tokenizer, asked, prompt, question, example, rules.max_tokens))
+        for example in examples
     ]
+    fitting = [(example, layout) for example, layout in laid_out if layout is not None]
+    left_out.too_long += len(laid_out) - len(fitting)
+    groups = []
+    for first in range(0, len(fitting), rules.max_solutions):
+        part = fitting[first : first + rules.max_solutions]
+        shared = share_prompt([layout for _, layout in part])
+        solutions = [_make_solution(example, layout, shared, rules.switch_token_only) for example, layout in part]
+        tokens = part[0][1].tokens[:shared]
+        groups.append(JudgeGroup(problem_id=examples[0].problem_id, prompt_tokens=tokens, solutions=solutions))
+    return groups
+
+
+def _make_solution(example: Example, layout: Layout, shared: int, switch_token_only: bool) -> JudgeSolution:
+    """The sample behind the ``shared`` tokens of its prompt."""
+    reads = [place - shared for place in layout.read]
+    reads = reads[:1] if switch_token_only else reads
+    returns: list[float | None] = [float(bool(example.correct))] * len(reads)
+    return JudgeSolution(
+        answer_id=example.id, tokens=layout.tokens[shared:], begin=reads[0], reads=reads, targets=returns,
+        labels=returns,
+    )  # fmt: skip
 
 
 def lay_out_example(
