@@ -323,6 +323,17 @@ def test_answers_to_a_prompt_from_a_file_go_on_under_it_and_stay_readable(argume
     assert get_prompt(prompt.name, arguments.out) == prompt
 
 
+def test_a_rollout_ends_at_a_stop_string_that_its_prefix_begins(arguments: Shepherd, tmp_path: Path) -> None:
+    """The engine looks for "\\n\\n" in the rollout alone; the prefix ends with the first of the two."""
+    file = tmp_path / "prompt.yaml"
+    file.write_text('user: "{question}\\n"\nchat: false\nstop: ["\\n\\n"]\n')
+    folder = write_answers(tmp_path / "plain", [(FIRST, SLIP, "mismatch")])
+    for text, rating in ((f"\n{TEN}", -1), (TEN, 1)):
+        Path(arguments.model).write_text(json.dumps({"fallback": [text]}))
+        run_shepherd(replace(arguments, answers=folder, prompt=str(file), out=tmp_path / f"{rating}"))
+        assert labels(tmp_path / f"{rating}")[SLIP][0][0] == rating
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

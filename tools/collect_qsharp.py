@@ -2,10 +2,10 @@
 
 For every problem and sample the current policy answers (roll-in), the answer is cut behind a token drawn uniformly, the
 reference goes on from there unguided (roll-out), and the whole text is graded. In the first round the policy is the
-reference itself; docs/qsharp_data.md says how later rounds are steered and what the files hold. Roll-ins and their
-verdicts are an ordinary folder of answers; examples.jsonl, which recipe qsharp_classifier trains on, is written last.
-After a kill the same command goes on, and ends with the same files. --shard 2/4 takes every fourth problem: name all
-finished folders to the recipe.
+reference itself, in later ones the reference that --value-model steers with one --eta: then engine guided rolls in, and
+--engine rolls out. Roll-ins and their verdicts are an ordinary folder of answers; examples.jsonl, which recipe
+qsharp_classifier trains on, is written last. After a kill the same command goes on, and ends with the same files.
+--shard 2/4 takes every fourth problem: name all finished folders to the recipe. docs/qsharp_data.md says more.
 
 Example: python tools/collect_qsharp.py --ref-model models/smollm2-135m --dataset quickstart --split train --limit 4
     --num-samples 4 --max-new-tokens 64 --rounds-file rounds/demo --out rollouts/demo
@@ -14,7 +14,7 @@ Example: python tools/collect_qsharp.py --ref-model models/smollm2-135m --datase
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,10 +24,11 @@ import tyro
 
 from tt_reasoning.aggregation import keep_open
 from tt_reasoning.answer_sets import open_answers
-from tt_reasoning.engines.options import EngineOptions
+from tt_reasoning.engines.options import EngineOptions, GuideOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Draw, begun_chunk_size, keep_problems
 from tt_reasoning.grading import DEFAULT_TIMEOUT_S, Fallback, Grader
+from tt_reasoning.guidance import read_value_card
 from tt_reasoning.problems import read_part
 from tt_reasoning.prompts import default_prompt, load_prompt
 from tt_reasoning.qsharp import (
@@ -48,6 +49,7 @@ from tt_reasoning.types import Sampling
 if TYPE_CHECKING:
     from tt_reasoning.models.tokenizer import ChatTokenizer
 
+GUIDED = "guided"
 _MUCH = 0.1  # of the answers cut: then a warning
 
 
@@ -102,6 +104,7 @@ class Arguments:
     chunk_size: int | None = None
     """Problems asked at once, with all their samples; always the same in a folder, in a new one as suits the engine."""
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
+    guide: Annotated[GuideOptions, tyro.conf.arg(name="")] = GuideOptions()
 
 
 # What a collection depends on, beside the prompt, the size of a chunk and the engine's own. It holds what one command
@@ -114,7 +117,10 @@ _IDENTITY = (
 
 def main(args: Arguments) -> str:
     _check_numbers(args)
-    args.engine.check(args.ref_model)
+    (guidance,) = _check_one_eta(args).guidances(args.engine)
+    roll_in, roll_out = _choose_engines(args.engine)
+    for engine in {roll_in, roll_out}:
+        engine.check(args.ref_model)
     tokenizer = _load_tokenizer(args)
     if args.prompt is not None:
         load_prompt(args.prompt)
@@ -128,6 +134,8 @@ def main(args: Arguments) -> str:
     if first.kind == "code":
         raise UserError(f"--dataset {args.dataset} asks for code: a roll-out is graded by its result")
     prompt = load_prompt(args.prompt or default_prompt(first.kind))
+    if guidance is not None:
+        _check_prompt(guidance.value_model, prompt.name)
     chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(args.num_samples)
     sampling = Sampling(
         model=args.ref_model, revision=args.engine.revision, prompt=prompt.name, temperature=args.temperature,
@@ -139,13 +147,17 @@ def main(args: Arguments) -> str:
     identity |= {name: value and str(value) for name in ("rounds_file", "tokenizer") for value in [getattr(args, name)]}
     identity |= {"prompt": prompt.name, "template": prompt.template(), "chunk_size": chunk_size}
     identity |= args.engine.identity()
+    if guidance is not None:
+        identity |= {name: getattr(args.guide, name) for name in ("eta", "guide_top_k", "guide_rule", "guide_outside")}
     with open_run(args.out, TOOL, identity) as folder:
         remove_temporaries(folder)
         complete = (folder / EXAMPLES).exists()
         kept = keep_problems(folder, chain([first], problems))
         sides = assign_sides((problem.id for problem in kept), args.eval_share, args.split_seed, args.rounds_file)
-        with keep_open(partial(args.engine.open, args.ref_model)) as start_engine, Grader(**grading) as grader:
-            written = draw_roll_ins(kept, sampling, args.num_samples, start_engine, prompt, folder, chunk_size)
+        with keep_open(partial(roll_out.open, args.ref_model)) as start_engine, Grader(**grading) as grader:
+            start_guided = start_engine if roll_in == roll_out else partial(roll_in.open, args.ref_model)
+            guided = replace(sampling, guidance=guidance)
+            written = draw_roll_ins(kept, guided, args.num_samples, start_guided, prompt, folder, chunk_size)
             grade_roll_ins(kept, grading, grader, folder)
             plan = plan_cuts(open_answers(folder), tokenizer, prompt.stop, args.seed)
             draw = Draw(sampling=sampling, blocks=(1,))
@@ -166,6 +178,28 @@ def _check_numbers(args: Arguments) -> None:
     check_truncation(args.top_p, args.top_k)
     if not 0 <= args.eval_share < 1:
         raise UserError(f"--eval-share {args.eval_share:g} is not from 0 to below 1")
+
+
+def _check_one_eta(args: Arguments) -> GuideOptions:
+    if len(args.guide.eta) > 1:
+        raise UserError(f"--eta {' '.join(f'{eta:g}' for eta in args.guide.eta)}: a round is steered by one; give one")
+    return args.guide
+
+
+def _choose_engines(engine: EngineOptions) -> tuple[EngineOptions, EngineOptions]:
+    """What rolls in and what rolls out: the same, unless a value model steers and --engine is another than guided."""
+    if engine.value_model is None or engine.name == GUIDED:
+        return engine, engine
+    guided = EngineOptions(
+        name=GUIDED, value_model=engine.value_model, dtype=engine.dtype, max_model_len=engine.max_model_len
+    )
+    return guided, replace(engine, value_model=None)
+
+
+def _check_prompt(value_model: str, prompt: str) -> None:
+    trained = read_value_card(value_model).prompt
+    if trained != prompt:
+        raise UserError(f"--value-model {value_model} learned behind prompt {trained}, not {prompt}; name that one")
 
 
 def _load_tokenizer(args: Arguments) -> ChatTokenizer:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from tiny import write_byte_tokenizer, write_tiny_model
+from tiny_values import write_value_model
 
 from tools.collect_qsharp import Arguments, main
 from tt_reasoning.answer_sets import open_answers, require_verdicts
 from tt_reasoning.datasets import qsharp_dataset
 from tt_reasoning.engines.base import Request
-from tt_reasoning.engines.options import EngineOptions
+from tt_reasoning.engines.options import EngineOptions, GuideOptions
 from tt_reasoning.engines.tune import TuneEngine
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
@@ -27,7 +28,7 @@ from tt_reasoning.problems import load_problems
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.qsharp import Example, assign_sides, read_sides
 from tt_reasoning.store import read_manifest, read_records, read_rows, write_records
-from tt_reasoning.types import Answer, Problem, Verdict
+from tt_reasoning.types import Answer, Guidance, Problem, Verdict
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "collect_qsharp.py"
@@ -261,6 +262,48 @@ def test_the_first_round_by_the_native_engine_goes_on_as_the_reference_does(tmp_
             example = by_id[solution.answer_id]
             behind = tokenizer.decode(solution.tokens[solution.begin + 1 :])
             assert behind == example.text and solution.targets == [float(example.correct)] * len(solution.reads)
+
+
+def test_a_later_round_is_guided_in_its_roll_ins_alone(tmp_path: Path) -> None:
+    model, value = write_tiny_model(tmp_path / "model"), write_value_model(tmp_path / "value")
+    first = Arguments(
+        ref_model=str(model), dataset="quickstart", limit=2, num_samples=2, max_new_tokens=8, prompt="steps",
+        eval_share=0.3, out=Path("r1"), engine=EngineOptions(name="tune"),
+    )  # fmt: skip
+    engine = EngineOptions(name="tune", value_model=str(value))
+    steered = replace(first, engine=engine, guide=GuideOptions(eta=(50.0,)), out=Path("r2"))
+    still = replace(steered, guide=GuideOptions(eta=(0.0,)), out=Path("still"))
+    texts = {}
+    for arguments in (first, steered, still):
+        main(arguments)
+        texts[arguments.out.name] = [a.text for a in read_records(arguments.out / "answers.jsonl", Answer)]
+    assert texts["still"] == texts["r1"] != texts["r2"]
+    wanted = Guidance(value_model=str(value), eta=50.0, top_k=20, rule="bernoulli", outside="exclude")
+    roll_ins = list(read_records(steered.out / "answers.jsonl", Answer))
+    assert {answer.sampling.guidance for answer in roll_ins} == {wanted}
+    assert all(answer.divergence.whole > 0 for answer in roll_ins)
+    rollouts = list(read_records(steered.out / "rollouts.jsonl", Answer))
+    assert {(answer.sampling.guidance, answer.divergence) for answer in rollouts} == {(None, None)}
+    whole = contents(steered.out)
+    for name in ("answers.jsonl", "rollouts.jsonl"):
+        for later in (*LINES[LINES.index(name) + 1 :], *LAST):
+            (steered.out / later).unlink()
+        (steered.out / name).write_bytes(whole[name][: len(whole[name]) // 2])
+        main(steered)
+        assert contents(steered.out) == whole
+    alone = replace(steered, engine=EngineOptions(name="guided", value_model=str(value)), out=Path("alone"))
+    main(alone)  # the guided engine rolls out too: the same, as it does so unguided
+    assert contents(alone.out)["examples.jsonl"] == whole["examples.jsonl"]
+    for changes, message in (
+        ({"guide": GuideOptions(eta=(1.0, 5.0))}, "--eta 1 5: a round is steered by one"),
+        ({"guide": GuideOptions()}, "--value-model steers with some strength; say which"),
+        ({"engine": EngineOptions(name="tune"), "guide": steered.guide}, "--eta is about a value model that steers"),
+        ({"prompt": "few_shot"}, "learned behind prompt steps, not few_shot"),
+        ({"engine": EngineOptions(name="tune", value_model="model")}, "model has no value.json: not a value model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(replace(steered, **{"out": Path("never")} | changes))
+        assert not Path("never").exists()
 
 
 def test_every_roll_out_has_its_verdict(arguments: Arguments) -> None:
