@@ -6,13 +6,14 @@ template in a sandbox and trains on the assistant's tokens alone.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from torchtune.data import Message as TuneMessage
@@ -37,6 +38,18 @@ def _as_message(message: Message | TuneMessage) -> Message:
     if isinstance(message, TuneMessage):
         return Message(role=message.role, content=message.text_content)
     return message
+
+
+@functools.cache
+def _compile_template(template: str) -> Template:
+    def refuse(reason: str) -> None:
+        raise TemplateError(reason)
+
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    jinja.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    jinja.globals["raise_exception"] = refuse
+    jinja.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return jinja.from_string(template)
 
 
 class ChatTokenizer:
@@ -103,19 +116,9 @@ class ChatTokenizer:
         """
         if not self._template:
             raise UserError(f"{self._folder} has no chat template; use a prompt with chat=False, such as 'ssa'")
-
-        def refuse(reason: str) -> None:
-            raise TemplateError(reason)
-
-        jinja = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        jinja.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        jinja.globals["raise_exception"] = refuse
-        jinja.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         names = {name: token for name, token in self._names.items() if token is not None}
         try:
-            return jinja.from_string(self._template).render(
+            return _compile_template(self._template).render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **names
             )
         except TemplateError as error:
