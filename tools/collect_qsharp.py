@@ -14,7 +14,7 @@ Example: python tools/collect_qsharp.py --ref-model models/smollm2-135m --datase
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,7 @@ from tt_reasoning.generation import Draw, begun_chunk_size, keep_problems
 from tt_reasoning.grading import DEFAULT_TIMEOUT_S, Fallback, Grader
 from tt_reasoning.guidance import read_value_card
 from tt_reasoning.problems import read_part
-from tt_reasoning.prompts import default_prompt, load_prompt
+from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.qsharp import (
     EXAMPLES,
     TOOL,
@@ -143,13 +143,7 @@ def main(args: Arguments) -> str:
     )  # fmt: skip
     grading = {"timeout_s": DEFAULT_TIMEOUT_S, "fallback": args.fallback}
     grading |= {"percent_as_fraction": args.percent_as_fraction}
-    identity = {name: getattr(args, name) for name in _IDENTITY}
-    identity |= {name: value and str(value) for name in ("rounds_file", "tokenizer") for value in [getattr(args, name)]}
-    identity |= {"prompt": prompt.name, "template": prompt.template(), "chunk_size": chunk_size}
-    identity |= args.engine.identity()
-    if guidance is not None:
-        identity |= {name: getattr(args.guide, name) for name in ("eta", "guide_top_k", "guide_rule", "guide_outside")}
-    with open_run(args.out, TOOL, identity) as folder:
+    with open_run(args.out, TOOL, _identify(args, prompt, chunk_size)) as folder:
         remove_temporaries(folder)
         complete = (folder / EXAMPLES).exists()
         kept = keep_problems(folder, chain([first], problems))
@@ -166,6 +160,18 @@ def main(args: Arguments) -> str:
         stats = write_examples(plan, sides, prompt.stop, folder)
     _warn(stats, args)
     return _summary(stats, written, complete, args.out)
+
+
+def _identify(args: Arguments, prompt: Prompt, chunk_size: int) -> dict[str, object]:
+    """What the collection depends on, for its manifest."""
+    identity = {name: getattr(args, name) for name in _IDENTITY}
+    identity["rounds_file"] = args.rounds_file and str(args.rounds_file)
+    identity["tokenizer"] = args.tokenizer and str(args.tokenizer)
+    identity |= {"prompt": prompt.name, "template": prompt.template(), "chunk_size": chunk_size}
+    identity |= args.engine.identity()
+    if args.engine.value_model is not None:
+        identity |= asdict(args.guide)
+    return identity
 
 
 def _check_numbers(args: Arguments) -> None:
