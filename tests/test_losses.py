@@ -14,11 +14,13 @@ from tt_reasoning.losses import (
     GRPOLoss,
     GSPOLoss,
     JudgeSize,
+    ReturnLoss,
     StepSize,
     ValueLoss,
     group_advantages,
     importance_weights,
     mean_by_sample,
+    project,
 )
 
 # Two completions: tokens 0, 1 belong to the first, token 2 to the second.
@@ -245,3 +247,101 @@ def test_a_row_without_targets_and_words_has_a_gradient_of_zero() -> None:
 def test_a_verifiers_loss_that_there_is_not_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ValueLoss(**arguments)
+
+
+LOG_3 = math.log(3.0)
+# Three answers: two tokens of the first, which is right, one of the second, which is wrong, none of the third.
+VALUES_SA = [[0.0], [LOG_3], [LOG_3]]  # sigmoids: 1/2, 3/4, 3/4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "losses"),
+    [
+        ({"kind": "bce"}, [-math.log(0.5), -math.log(0.75), -math.log(0.25)]),
+        ({"kind": "mse"}, [0.25, 0.0625, 0.5625]),
+        # The wrong answer's target is e^-2 = y, cross-entropy -(y ln .75 + (1 - y) ln .25).
+        (
+            {"kind": "bce", "target": "expectation", "eta": 2.0},
+            [-math.log(0.5), -math.log(0.75), -(math.exp(-2) * math.log(0.75) + (1 - math.exp(-2)) * math.log(0.25))],
+        ),
+        ({"kind": "mse", "target": "expectation", "eta": 2.0}, [0.25, 0.0625, (0.75 - math.exp(-2)) ** 2]),
+    ],
+    ids=["bce", "mse", "bce-expectation", "mse-expectation"],
+)
+def test_a_returns_loss_is_a_mean_over_answers_of_means_over_their_tokens(arguments: dict, losses: list) -> None:
+    values_SA = torch.tensor(VALUES_SA, requires_grad=True)
+    loss = ReturnLoss(**arguments)
+    found = loss(values_SA, torch.tensor([1.0, 1.0, 0.0]), SAMPLE_R, num_samples=2, step_samples=4)
+    assert found.item() == pytest.approx(((losses[0] + losses[1]) / 2 + losses[2]) / 4)
+    found.backward()
+    if loss.kind == "bce":  # (p - y) / tokens / answers
+        slopes = [-0.5 / 2, -0.25 / 2, 0.75 - loss.targets(torch.tensor(0.0)).item()]
+        torch.testing.assert_close(values_SA.grad, torch.tensor(slopes)[:, None] / 4)
+
+
+def test_a_categorical_returns_loss_is_the_cross_entropy_to_the_atoms() -> None:
+    # Atoms -1, 0, 1, probabilities 1/2, 1/4, 1/4; a return of 1/2 is half of 0 and half of 1.
+    values_SA = torch.tensor([[math.log(2.0), 0.0, 0.0]] * 3)
+    loss = ReturnLoss("categorical", num_atoms=3, low=-1.0, high=1.0)
+    returns_S = torch.tensor([-1.0, 0.5, 0.0])
+    expected = torch.tensor([math.log(2.0), math.log(4.0), math.log(4.0)])
+    torch.testing.assert_close(loss.token_losses(values_SA, returns_S), expected)
+    assert loss(values_SA, returns_S, SAMPLE_R, 2, 2).item() == pytest.approx((1.5 * math.log(2.0) + math.log(4.0)) / 2)
+    torch.testing.assert_close(loss.mean_return(values_SA), torch.full((3,), -0.25))
+
+
+def test_a_return_is_shared_between_the_atoms_beside_it_and_exact_on_one() -> None:
+    returns_S = torch.linspace(-2, 3, 101)
+    shares_SA, atoms_A = project(returns_S, 6, -2.0, 3.0), torch.linspace(-2, 3, 6)
+    torch.testing.assert_close(shares_SA @ atoms_A, returns_S, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shares_SA.sum(-1), torch.ones(101))
+    assert ((shares_SA > 0).sum(-1) <= 2).all()
+    eleven_A = torch.arange(11) / 10  # not all of them are fp32 numbers
+    assert torch.equal(project(eleven_A, 11, 0.0, 1.0), torch.eye(11))
+
+
+@pytest.mark.parametrize("arguments", [{"kind": "bce"}, {"kind": "categorical", "num_atoms": 2}], ids=["bce", "atoms"])
+def test_a_returns_loss_is_the_sum_over_the_rows_of_the_step(arguments: dict) -> None:
+    loss, returns_S = ReturnLoss(**arguments), torch.tensor([1.0, 1.0, 0.0, 1.0])
+    values_SA = torch.tensor([[0.3, 1.0], [-1.0, 0.2], [2.0, 0.1], [0.7, 0.7]])[:, : loss.num_values]
+    whole = loss(values_SA, returns_S, torch.tensor([0, 0, 1, 2]), 3, 3)
+    rows = [
+        loss(values_SA[:2], returns_S[:2], torch.tensor([0, 0]), 1, 3),
+        loss(values_SA[2:], returns_S[2:], torch.tensor([0, 1]), 2, 3),
+    ]
+    torch.testing.assert_close(sum(rows), whole)
+
+
+def test_the_mean_return_undoes_the_target() -> None:
+    loss = ReturnLoss(target="expectation", eta=3.0)
+    means = 0.3 + 0.7 * math.exp(-3)  # right three times in ten
+    values_A = torch.tensor([means]).logit()
+    assert loss.mean_return(values_A).item() == pytest.approx(0.3)
+    assert ReturnLoss("mse").mean_return(torch.tensor([LOG_3])).item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "ce"}, "unknown value of config key loss.kind 'ce'"),
+        ({"target": "mean"}, "unknown value of config key loss.target 'mean'"),
+        ({"eta": 5.0}, "config key loss.eta: 5, but with loss.target=bernoulli eta belongs to decoding"),
+        ({"target": "expectation"}, "config key loss.eta: missing; loss.target=expectation"),
+        ({"target": "expectation", "eta": 0.0}, "config key loss.eta: 0 is not above 0"),
+        ({"kind": "categorical", "target": "expectation", "eta": 5.0}, "config key loss.target: expectation learns"),
+        ({"kind": "categorical", "num_atoms": 1}, "config key loss.num_atoms: 1 is below 2"),
+        ({"kind": "categorical", "low": 1.0}, "config key loss.low: 1 is not below loss.high=1"),
+        ({"kind": "mse", "low": -1.0}, "mse learns returns in .0, 1."),
+    ],
+)
+def test_a_returns_loss_that_there_is_not_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ReturnLoss(**arguments)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.5, NAN])
+@pytest.mark.parametrize("kind", ["bce", "mse", "categorical"])
+def test_a_return_outside_the_range_is_refused(kind: str, value: float) -> None:
+    loss = ReturnLoss(kind)
+    with pytest.raises(UserError, match=r"a return of .* is outside \[0, 1\]"):
+        loss(torch.zeros(1, loss.num_values), torch.tensor([value]), torch.tensor([0]), 1, 1)

@@ -5,18 +5,20 @@ loss is the sum over its rows. What it needs to know of the others is in ``StepS
 of your own subclasses ``GRPOLoss``: the recipe reads its ``kl_coeff`` (0: no start model) and ``divide_by_std``.
 
 Shapes: G completions of the row, R their tokens one after another, ``sample_R`` the completion of each; S judged
-steps of the row.
+steps of the row; A values a token.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tt_reasoning.errors import UserError, unknown_name
+from tt_reasoning.guidance import LossKind, Target
+from tt_reasoning.guidance.rules import mean_return
 
 Means = dict[str, Tensor]
 
@@ -360,3 +362,167 @@ class ValueLoss:
         language = values_R.new_zeros(()) if logprobs_N is None else -logprobs_N.sum() / max(size.num_tokens, 1)
         parts = {"value_loss": value.detach(), "language_model_loss": language.detach()}
         return value + self.language_model_weight * language, parts
+
+
+class ReturnLoss:
+    """A value model's that is to steer decoding (Q#, arXiv 2502.20548, eq. 3): what return an answer will have.
+
+    Every supervised token is to say the target of its answer; tokens are averaged within an answer and answers over the
+    whole step, so that each counts the same whatever its length, and neither rows nor processes change anything. The
+    target does not depend on later values of the model (no bootstrapping): it is a classifier's.
+
+    - ``bce``: cross-entropy of ``sigmoid(v)``; ``mse``: ``(sigmoid(v) - y)**2``, both on one value a token
+    - ``categorical``: cross-entropy of ``softmax(v)`` over ``num_atoms`` returns evenly spaced from ``low`` to
+      ``high``; a return between two of them is shared out so that its mean is kept (``project``)
+
+    Args:
+        target: ``bernoulli`` learns the return R itself, in [0, 1], and serves every eta at decoding;
+            ``expectation`` learns exp(eta (R - 1)), for one eta alone.
+        eta: the inverse of the paper's temperature, the larger the harder it steers; with ``expectation``.
+
+    Example (YAML):
+        ``loss: {_component_: tt_reasoning.losses.ReturnLoss, kind: bce}``
+
+    >>> two_answers_S, returns_S = torch.tensor([0, 0, 1]), torch.tensor([1.0, 1.0, 0.0])
+    >>> values_SA = torch.tensor([[0.0], [0.0], [50.0]])  # half, half, surely 1
+    >>> ReturnLoss("mse")(values_SA, returns_S, two_answers_S, num_samples=2, step_samples=2).item()
+    0.625
+    """
+
+    def __init__(
+        self,
+        kind: LossKind = "bce",
+        num_atoms: int = 11,
+        low: float = 0.0,
+        high: float = 1.0,
+        target: Target = "bernoulli",
+        eta: float | None = None,
+    ) -> None:
+        for name, value, known in (("kind", kind, get_args(LossKind)), ("target", target, get_args(Target))):
+            if value not in known:
+                raise unknown_name(f"value of config key loss.{name}", str(value), known)
+        if kind == "categorical":
+            _check_atoms(num_atoms, low, high)
+        elif (low, high) != (0, 1):
+            raise UserError(
+                f"config key loss.low, loss.high: [{low:g}, {high:g}] is for the atoms of loss.kind=categorical; "
+                f"{kind} learns returns in [0, 1]"
+            )
+        _check_target(kind, target, eta)
+        self.kind, self.num_atoms, self.low, self.high = kind, num_atoms, float(low), float(high)
+        self.target, self.eta = target, eta
+
+    @property
+    def num_values(self) -> int:
+        """Values a token."""
+        return self.num_atoms if self.kind == "categorical" else 1
+
+    @property
+    def meaning(self) -> str:
+        """What the values say, for the checkpoint.
+
+        >>> ReturnLoss().meaning, ReturnLoss(target="expectation", eta=5).meaning
+        ('logit of: the return', 'logit of: exp(5 (the return - 1))')
+        """
+        if self.kind == "categorical":
+            return f"logits of: the returns from {self.low:g} to {self.high:g}"
+        learned = f"exp({self.eta:g} (the return - 1))" if self.target == "expectation" else "the return"
+        return f"logit of: {learned}"
+
+    def check_returns(self, returns_S: Tensor) -> None:
+        """Raise UserError for a return that no target says."""
+        outside = returns_S[~((returns_S >= self.low) & (returns_S <= self.high))]
+        if len(outside):
+            raise UserError(
+                f"a return of {outside[0].item():g} is outside [{self.low:g}, {self.high:g}], the range of "
+                f"loss.kind={self.kind}" + ("; set loss.low and loss.high" if self.kind == "categorical" else "")
+            )
+
+    def __call__(
+        self, values_SA: Tensor, returns_S: Tensor, sample_S: Tensor, num_samples: int, step_samples: float
+    ) -> Tensor:
+        """A row's share of the step's loss.
+
+        Args:
+            values_SA: of the S supervised tokens.
+            returns_S: each token's answer's.
+            sample_S: which of the row's ``num_samples`` answers each token is of.
+            step_samples: answers of the whole step (a mean over the processes, where sharding averages gradients).
+        """
+        losses_S = self.token_losses(values_SA, returns_S)
+        return mean_by_sample(losses_S, sample_S, num_samples).sum() / step_samples
+
+    def token_losses(self, values_SA: Tensor, returns_S: Tensor) -> Tensor:
+        """The loss of every token, S of them.
+
+        >>> ReturnLoss("categorical", num_atoms=3).token_losses(torch.zeros(1, 3), torch.tensor([0.25])).item() / (
+        ...     torch.tensor(3.0).log().item())
+        1.0
+        """
+        self.check_returns(returns_S)
+        if self.kind == "categorical":
+            shares_SA = project(returns_S, self.num_atoms, self.low, self.high)
+            return -(shares_SA * values_SA.float().log_softmax(-1)).sum(-1)
+        y_S, values_S = self.targets(returns_S), values_SA.float().squeeze(-1)
+        if self.kind == "mse":
+            return (values_S.sigmoid() - y_S) ** 2
+        return F.binary_cross_entropy_with_logits(values_S, y_S, reduction="none")
+
+    def targets(self, returns: Tensor) -> Tensor:
+        """What the values of answers with these returns are to say on the mean.
+
+        >>> ReturnLoss(target="expectation", eta=2.0).targets(torch.tensor([1.0, 0.0]))
+        tensor([1.0000, 0.1353])
+        """
+        return (self.eta * (returns - 1)).exp() if self.target == "expectation" else returns
+
+    def mean_return(self, values: Tensor) -> Tensor:
+        """The mean return that values say, in the units of the return. Shapes: [..., A] to [...].
+
+        With ``expectation`` on returns of 0 and 1 the mean m of the target says it, as (m - e^-eta) / (1 - e^-eta),
+        which is below 0 where m is less than any target.
+        """
+        mean = mean_return(values, self.low, self.high)
+        if self.target == "bernoulli":
+            return mean
+        least = self.targets(torch.zeros((), device=mean.device))
+        return (mean - least) / (1 - least)
+
+
+def project(returns_S: Tensor, num_atoms: int, low: float, high: float) -> Tensor:
+    """Each return as shares of the two atoms beside it, with its mean; one on an atom is that atom's. Shape: [S, A].
+
+    >>> project(torch.tensor([0.25, 1.0]), 3, 0.0, 1.0).tolist()
+    [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    """
+    place_S = (returns_S.double() - low) / (high - low) * (num_atoms - 1)
+    nearest_S = place_S.round()
+    place_S = torch.where((place_S - nearest_S).abs() < 1e-5, nearest_S, place_S)  # 0.3 in fp32 is the atom 0.3
+    atoms_A = torch.arange(num_atoms, device=returns_S.device)
+    return (1 - (place_S[:, None] - atoms_A).abs()).clamp(min=0).float()
+
+
+def _check_atoms(num_atoms: int, low: float, high: float) -> None:
+    if num_atoms < 2:
+        raise UserError(f"config key loss.num_atoms: {num_atoms} is below 2")
+    if not low < high:
+        raise UserError(f"config key loss.low: {low:g} is not below loss.high={high:g}")
+
+
+def _check_target(kind: str, target: str, eta: float | None) -> None:
+    if target == "bernoulli" and eta is not None:
+        raise UserError(
+            f"config key loss.eta: {eta:g}, but with loss.target=bernoulli eta belongs to decoding, where one model "
+            "serves every eta; leave it null, or set loss.target=expectation"
+        )
+    if target == "expectation" and kind == "categorical":
+        raise UserError(
+            "config key loss.target: expectation learns one number, and loss.kind=categorical a distribution of "
+            "returns, of which decoding takes the expectation for any eta; set loss.target=bernoulli"
+        )
+    if target == "expectation" and (eta is None or eta <= 0):
+        raise UserError(
+            "config key loss.eta: "
+            + ("missing" if eta is None else f"{eta:g} is not above 0")
+            + "; loss.target=expectation learns exp(eta (R - 1)) for one eta, the inverse of the paper's temperature"
+        )

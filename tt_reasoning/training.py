@@ -26,7 +26,7 @@ from torchtune.training import get_shard_conditions, is_distributed, set_activat
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.lora import adapter_names, check_lora, fresh_adapters, lora_layers, merged
-from tt_reasoning.models.value_head import BuildHead, attach_head, fresh_head, head_names, load_head
+from tt_reasoning.models.value_head import BuildHead, HeadInit, attach_head, first_head, head_names
 from tt_reasoning.models.weights import StateDict, check_shapes, load_weights
 
 T = TypeVar("T")
@@ -137,6 +137,7 @@ def build_model(
     seed: int = 0,
     mixed: bool = False,
     value_head: BuildHead | None = None,
+    head_init: HeadInit | None = None,
 ) -> TransformerDecoder:
     """Build a decoder, load a Hugging Face folder's weights into it, shard it over the processes.
 
@@ -145,16 +146,18 @@ def build_model(
     the value head.
 
     Args:
-        seed: LoRA adapters begin the same for the same seed, on any number of processes.
+        seed: LoRA adapters and a random head begin the same for the same seed, on any number of processes.
         mixed: for ``bf16_mixed`` (with dtype fp32). What is not trained is held in bf16, as nothing is ever
             added to it, and a sharded model gathers its weights in bf16 and sums its gradients in fp32.
             Without it ``arithmetic`` alone does, at the memory and the traffic of fp32.
         value_head: builds the model's value head, such as ``partial(ValueHead, meaning="...")`` (fp32 in any
-            dtype); its weights are those of ``checkpoint/value_head``, or fresh ones where there are none.
+            dtype).
+        head_init: what the head begins with (``first_head``); None takes ``checkpoint/value_head``, or zeros where
+            there is none.
 
     Raises:
         UserError: weights of another size than the model's, LoRA that cannot be trained (``check_lora``), a value
-            head of another size or meaning.
+            head of another size or meaning, an initialisation that it cannot have.
     """
     try:
         with torch.device("meta"):
@@ -173,7 +176,7 @@ def build_model(
         check_shapes(model, weights, checkpoint)
         weights.update(fresh_adapters(model, seed))
         if head:
-            weights.update(load_head(model, checkpoint) or fresh_head(model))
+            weights.update(first_head(model, weights, checkpoint, head_init, seed))
 
     adapters, head = adapter_names(model), head_names(model)
     run_on_main(process, read)

@@ -55,7 +55,7 @@ def build(
 
 def values_of(model: TransformerDecoder, dtype: str = "fp32") -> torch.Tensor:
     with arithmetic(dtype, torch.device("cpu")):
-        return read_values(model, pack_groups(GROUPS, "cpu")).values_RA
+        return read_values(model, pack_groups(GROUPS, "cpu")).values_SA
 
 
 def train(model: TransformerDecoder, optimizer: torch.optim.Optimizer, steps: int, dtype: str = "fp32") -> None:
@@ -128,7 +128,7 @@ def test_solutions_that_share_a_prompt_have_the_values_of_one_row_each(folder: P
     at_S = shared.place_R[torch.tensor([2, 3, 5])]
     model.value_head = ValueHead(32, meaning="one")
     model.value_head.weight.data.normal_(std=0.2)
-    expected = read_values(model, shared).values_RA.squeeze(-1)[torch.tensor([2, 3, 5])]
+    expected = read_values(model, shared).values_SA.squeeze(-1)[torch.tensor([2, 3, 5])]
     torch.testing.assert_close(value_scores(model, shared, at_S, squash=True), expected.sigmoid())
     torch.testing.assert_close(value_scores(model, shared, at_S, squash=False), expected.clamp(0, 1))
 

@@ -1,4 +1,4 @@
-"""How a judge in training does on the problems that are held out: measured, kept, told, and the best one found."""
+"""How a judge or a value model in training does on held-out problems: measured, kept, told, and the best one found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tt_reasoning.judges.metrics import Judged, measure_judge
+from tt_reasoning.judges.metrics import Judged, Valued, measure_judge, measure_values
 from tt_reasoning.store import append_records, read_rows, write_records
 
 EVALUATIONS, HELD_OUT = "evaluations.jsonl", "held_out.jsonl"
@@ -47,8 +47,23 @@ def record_evaluation(
     )
     if all(len(row["scores"]) == 1 for row in rows):  # whole answers have no first wrong step
         measured = {name: value for name, value in measured.items() if name not in _OF_STEPS}
-    problems = len({row["problem_id"] for row in rows})
-    result = {"step": step, "loss": sum(losses) / max(len(losses), 1), "problems": problems, **measured}
+    return _keep(output, step, rows, {"loss": sum(losses) / max(len(losses), 1), **measured})
+
+
+def record_values(output: Path, step: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same of a value model (``measure_values``).
+
+    Args:
+        rows: an answer each: ``place`` (its order), ``problem_id``, ``answer_id``, ``label`` (its return), and by
+            supervised token ``scores`` and ``losses``.
+    """
+    rows = sorted(rows, key=lambda row: row["place"])
+    names = ("problem_id", "scores", "losses", "label")
+    return _keep(output, step, rows, measure_values([Valued(**{name: row[name] for name in names}) for row in rows]))
+
+
+def _keep(output: Path, step: int, rows: Sequence[dict[str, Any]], measured: dict[str, Any]) -> dict[str, Any]:
+    result = {"step": step, "problems": len({row["problem_id"] for row in rows}), **measured}
     append_records(output / EVALUATIONS, [result])
     write_records(output / HELD_OUT, ({"step": step, **row} for row in rows))
     return result
@@ -66,13 +81,20 @@ def describe_evaluation(result: dict[str, Any]) -> str:
 
     >>> describe_evaluation({"loss": 0.5, "auc": 0.75, "auc_low": 0.6, "auc_high": 0.9, "accuracy": 0.7, "steps": 40})
     'held-out loss 0.500, AUC 0.750 [0.600, 0.900], accuracy 70.0% on 40 labels'
+    >>> describe_evaluation({"loss": 0.5, "explained_variance": 0.2, "auc": None, "tokens": 40, "sequences": 8})
+    'held-out loss 0.500, explained variance 0.200, AUC unknown (one class) on 40 tokens of 8 answers'
     """
     auc = "AUC unknown (one class)"
     if result.get("auc") is not None:
         auc = f"AUC {result['auc']:.3f} [{result['auc_low']:.3f}, {result['auc_high']:.3f}]"
     accuracy = "" if result.get("accuracy") is None else f", accuracy {result['accuracy']:.1%}"
     f1 = "" if result.get("first_error_f1") is None else f", first error F1 {result['first_error_f1']:.3f}"
-    return f"held-out loss {result['loss']:.3f}, {auc}{accuracy}{f1} on {result['steps']} labels"
+    variance = result.get("explained_variance")
+    explained = "" if variance is None else f"explained variance {variance:.3f}, "
+    judged = f"{result['steps']} labels" if "steps" in result else (
+        f"{result['tokens']} tokens of {result['sequences']} answers"
+    )
+    return f"held-out loss {result['loss']:.3f}, {explained}{auc}{accuracy}{f1} on {judged}"
 
 
 def tell_best(output: Path) -> None:

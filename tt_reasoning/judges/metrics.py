@@ -64,6 +64,56 @@ def measure_judge(judged: Sequence[Judged]) -> dict[str, float | int | None]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Valued:
+    """One answer's supervised tokens: the mean return said at each, its loss there, and the return that it had."""
+
+    problem_id: str
+    scores: Sequence[float]
+    losses: Sequence[float]
+    label: float
+
+
+def measure_values(valued: Sequence[Valued]) -> dict[str, float | int | None]:
+    """Everything that is measured of a value model; None where the data cannot tell, such as an AUC of one class.
+
+    - ``sequences``, ``tokens``: answers and their supervised tokens; ``good_share``: the answers that are right
+    - ``loss``: as trained, the mean over answers of the mean over their tokens
+    - ``explained_variance``: 1 - Var(score - return) / Var(return); 0 says no more than a constant
+    - ``accuracy``: of calling an answer right from 0.5 on
+    - ``auc``, ``auc_low``, ``auc_high``: area under the ROC curve with its 95 % interval over problems
+
+    The last three are over all tokens, and again over the first of every answer (``switch_``, where the reference took
+    over) and over the last (``last_``), with the loss there: how early does the model know?
+
+    >>> right = Valued(problem_id="a", scores=[0.4, 0.9], losses=[0.9, 0.1], label=1.0)
+    >>> wrong = Valued(problem_id="b", scores=[0.6, 0.1], losses=[0.9, 0.1], label=0.0)
+    >>> found = measure_values([right, wrong])
+    >>> [found[name] for name in ("loss", "accuracy", "switch_auc", "last_auc", "last_loss")]
+    [0.5, 0.5, 0.0, 1.0, 0.1]
+    >>> round(found["last_explained_variance"], 2)
+    0.96
+    """
+    found: dict[str, float | int | None] = {
+        "sequences": len(valued),
+        "tokens": sum(len(answer.scores) for answer in valued),
+        "good_share": float(np.mean([answer.label >= _THRESHOLD for answer in valued])),
+    }
+    numbers = {problem: number for number, problem in enumerate(dict.fromkeys(v.problem_id for v in valued))}
+    for name, part in (("", slice(None)), ("switch_", slice(0, 1)), ("last_", slice(-1, None))):
+        rows = [(score, v.label, numbers[v.problem_id]) for v in valued for score in v.scores[part]]
+        scores_S, labels_S, problems_S = (np.array(column) for column in zip(*rows, strict=True))
+        right_S, spread = labels_S >= _THRESHOLD, float(labels_S.var())
+        here = {
+            "loss": float(np.mean([np.mean(v.losses[part]) for v in valued])),
+            "explained_variance": 1 - float((scores_S - labels_S).var()) / spread if spread else None,
+            "accuracy": float(((scores_S >= _THRESHOLD) == right_S).mean()),
+            **_auc_with_interval(scores_S, right_S, problems_S, len(numbers)),
+        }
+        found |= {name + key: value for key, value in here.items()}
+    return found
+
+
 def roc_auc(scores_S: np.ndarray, right_S: np.ndarray, weights_RS: np.ndarray | None = None) -> np.ndarray:
     """The probability that a right step scores above a wrong one, a tie counting half. Shape: one a row of weights.
 

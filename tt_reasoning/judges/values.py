@@ -1,6 +1,6 @@
 """What a value head says of the tokens of solutions: one forward pass over a row of ``prefix_tree``.
 
-Shapes: R solution tokens of the row, S places that are read, A values of the head, D model width.
+Shapes: R solution tokens of the row, S of them that are read, A values of the head, D model width.
 """
 
 from __future__ import annotations
@@ -15,29 +15,44 @@ from tt_reasoning.prefix_tree import PackedRow, run_row, token_logprobs
 
 
 class ValueReading(NamedTuple):
-    """The values of every solution token, fp32, with gradients, and what the language model says of some of them."""
+    """The values of the tokens asked for, fp32, with gradients, and what the language model says of some of them."""
 
-    values_RA: Tensor
+    values_SA: Tensor
     logprobs_N: Tensor | None
 
 
 def read_values(
-    model: TransformerDecoder, row: PackedRow, learn_R: Tensor | None = None, *, chunk: int = 256
+    model: TransformerDecoder,
+    row: PackedRow,
+    learn_R: Tensor | None = None,
+    *,
+    tokens_S: Tensor | None = None,
+    chunk: int = 256,
 ) -> ValueReading:
-    """The head's values where each solution token stands: of the text up to that token and with it.
+    """The head's values of solution tokens: of the text up to a token and with it.
+
+    They are read in the state behind the token, or of a head with a column for every token (``num_columns``) in the
+    token's column of the state before it.
 
     Args:
         learn_R: True for the tokens whose log-probabilities are wanted, from the same pass; None for none.
+        tokens_S: which of the row's R tokens are read; all of them unless given.
         chunk: tokens whose logits are held at a time.
     """
+    place_S, read_S, target_S = (
+        x if tokens_S is None else x[tokens_S] for x in (row.place_R, row.read_R, row.target_R)
+    )
 
     def read(hidden_1TD: Tensor) -> ValueReading:
         hidden_TD = hidden_1TD[0]
-        values_RA = model.value_head(model.norm(hidden_TD[row.place_R]))
+        if model.value_head.num_columns is None:
+            values_SA = model.value_head(model.norm(hidden_TD[place_S]))
+        else:
+            values_SA = model.value_head(model.norm(hidden_TD[read_S]), target_S[:, None]).squeeze(1)
         if learn_R is None:
-            return ValueReading(values_RA, None)
+            return ValueReading(values_SA, None)
         learned = (row.read_R[learn_R], row.target_R[learn_R])
-        return ValueReading(values_RA, token_logprobs(model, hidden_TD, *learned, chunk=chunk))
+        return ValueReading(values_SA, token_logprobs(model, hidden_TD, *learned, chunk=chunk))
 
     return run_row(model, row, read)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -21,10 +21,13 @@ from torch.nn import functional as F
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.store import write_json
+from tt_reasoning.types import seed_of
 
 StateDict = dict[str, Tensor]
 NAME = "value_head"  # of the module in its model, and of the folder in a checkpoint
+HeadInit = Literal["zero", "random", "reuse", "warm"]
 _WEIGHTS, _CARD = "model.safetensors", "value_head.json"
+_STD = 0.02  # of a random head
 
 
 class ValueHead(nn.Module):
@@ -34,8 +37,9 @@ class ValueHead(nn.Module):
     2502.20548): it says of a state what each token would lead to, and only the columns asked for are computed.
 
     There the product is the logit of a token that the vocabulary keeps free; here ``w`` is the head's own, so that no
-    vocabulary needs one. It begins at zero: every value is then 0, whatever the seed, and the first gradients move
-    ``w`` alone. A random ``w`` would first push the decoder along a random direction. The head is held and computed in
+    vocabulary needs one. It begins at zero unless asked otherwise (``first_head``): every value is then 0, whatever the
+    seed, and the first gradients move ``w`` alone. A random ``w`` would first push the decoder along a random
+    direction. The head is held and computed in
     fp32 whatever the model is in: near 1 a bf16 gain moves by 0.008 or not at all.
 
     Args:
@@ -95,13 +99,50 @@ def head_names(model: nn.Module) -> list[str]:
     return [] if head is None else [f"{NAME}.{name}" for name in head.state_dict()]
 
 
-def fresh_head(model: nn.Module) -> StateDict:
-    """A new head's parameters by their names in the model, on the CPU; none without a head."""
-    if not head_names(model):
-        return {}
-    rows, dim = model.value_head.weight.shape
+def first_head(
+    model: nn.Module, weights: StateDict, checkpoint: str | Path, init: HeadInit | None = None, seed: int = 0
+) -> StateDict:
+    """The parameters that training begins with, by their names in the model, whole, fp32, on the CPU.
+
+    The model may be without memory. Gain is 1 and bias 0, but for the checkpoint's own head.
+
+    Args:
+        weights: those of the checkpoint.
+        init: ``zero``, ``random`` (normal, deviation 0.02, from the seed alone), ``reuse`` (a row of the output layer
+            for each column, the same for all its values), ``warm`` (the checkpoint's own head). None takes the
+            checkpoint's own where it has one, and else zero.
+
+    Raises:
+        UserError: ``warm`` without a head in the checkpoint, or with another one than the model's; ``reuse`` for a
+            head that is not one of every token.
+    """
+    own = load_head(model, checkpoint) if init in ("warm", None) else {}
+    if own:
+        return own
+    if init == "warm":
+        raise UserError(
+            f"config key value_head.init: warm, but {checkpoint} holds no {NAME}/; give the step_N of a run as "
+            "checkpoint, or another initialisation"
+        )
+    head: ValueHead = model.value_head
+    rows, dim = head.weight.shape
     values = {"weight": torch.zeros(rows, dim), "gain": torch.ones(rows), "bias": torch.zeros(rows)}
+    if init == "random":
+        values["weight"].normal_(std=_STD, generator=torch.Generator().manual_seed(seed_of(NAME, seed)))
+    if init == "reuse":
+        values["weight"] = _output_rows(head, weights)
     return {f"{NAME}.{name}": tensor for name, tensor in values.items()}
+
+
+def _output_rows(head: ValueHead, weights: StateDict) -> Tensor:
+    """The output layer's weights, tied to the embedding or not, each row ``num_values`` times."""
+    if head.num_columns is None:
+        raise UserError(
+            "config key value_head.init: reuse copies the output layer's row of every token, and a V head has one row "
+            "for all; give zero or random, or value_head.type=Q"
+        )
+    rows_VD = weights.get("output.weight", weights["tok_embeddings.weight"]).float()
+    return rows_VD.repeat_interleave(head.num_values, 0)
 
 
 def save_head(weights: StateDict, model: nn.Module, folder: Path) -> None:
