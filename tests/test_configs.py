@@ -12,6 +12,7 @@ import pytest
 import torch
 from judge_home import write_home
 from omegaconf import DictConfig, OmegaConf
+from qsharp_home import write_collection
 from tiny import write_byte_tokenizer
 from torchtune import config
 from torchtune.modules import TransformerDecoder
@@ -48,6 +49,9 @@ def example_of(file: Path, folder: Path) -> DictConfig:
     problem = {"id": "0", "source": "s", "split": "train", "question": "2 + 2?", "reference": "4", "kind": "math"}
     answer_set = {"id": "1", "problem": problem, "answers": [], "order_seed": 0}
     (folder / "sets.jsonl").write_text(json.dumps(answer_set) + "\n")
+    if "sources" in cfg.dataset:
+        cfg.dataset.sources = [str(write_collection(folder / "r1", num_problems=1))]
+        return cfg
     cfg.dataset.source = str(folder)
     if takes_step_format(file):
         cfg.dataset.source = str(write_home(folder, num_problems=1) / "steps")
@@ -62,7 +66,7 @@ def takes_step_format(file: Path) -> bool:
 
 def test_the_promised_configs_are_there() -> None:
     promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu", "1.5B_generator_sft"}
-    promised |= {"135M_verifier_cpu", "1.5B_verifier"}
+    promised |= {"135M_verifier_cpu", "1.5B_verifier", "135M_qsharp_cpu", "1B_qsharp"}
     assert promised <= {file.stem for file in CONFIGS}
 
 
@@ -78,7 +82,8 @@ def test_a_config_builds_every_component_it_names(file: Path, tmp_path: Path) ->
     given = [tokenizer]
     if takes_step_format(file):
         given.append(config.instantiate(cfg.step_format) if "step_format" in cfg else TagFormat(prompt=cfg.prompt))
-    assert len(config.instantiate(cfg.dataset, *given)) == 1
+    dataset = config.instantiate(cfg.dataset, *given)
+    assert len(getattr(dataset, "train", dataset)) == 1
     optimizer = config.instantiate(cfg.optimizer, [torch.nn.Parameter(torch.zeros(2))])
     if "lr_scheduler" in cfg:
         config.instantiate(cfg.lr_scheduler, optimizer, num_training_steps=10, last_epoch=-1)

@@ -14,7 +14,7 @@ from tt_reasoning.datasets import outcome_dataset, step_dataset
 from tt_reasoning.datasets.prm import JudgeGroup, JudgeSolution, pack_judged, require_both_classes, split_by_problem
 from tt_reasoning.errors import UserError
 from tt_reasoning.judges.formats import TagFormat, token_id
-from tt_reasoning.judges.metrics import Judged, first_error_scores, measure_judge
+from tt_reasoning.judges.metrics import Judged, Valued, first_error_scores, measure_judge, measure_values
 from tt_reasoning.judges.reading import read_labels
 from tt_reasoning.losses import JudgeSize, StepLabelLoss
 from tt_reasoning.models import ChatTokenizer
@@ -201,6 +201,30 @@ def test_metrics_by_hand() -> None:
     assert all_of["auc"] == 1.0  # every right step is above every wrong one
     assert all_of["auc_low"] <= all_of["auc"] <= all_of["auc_high"]
     assert measure_judge([Judged(problem_id="a", scores=[0.9], labels=[1.0])])["auc"] is None
+
+
+def test_values_are_measured_over_all_tokens_and_at_the_first_and_the_last_alone() -> None:
+    answers = [
+        Valued(problem_id="a", scores=[0.5, 0.5, 1.0], losses=[3.0, 2.0, 1.0], label=1.0),
+        Valued(problem_id="a", scores=[0.6], losses=[6.0], label=0.0),
+        Valued(problem_id="b", scores=[0.4, 0.2], losses=[1.0, 0.0], label=0.0),
+    ]
+    found = measure_values(answers)
+    assert (found["sequences"], found["tokens"], found["good_share"]) == (3, 6, pytest.approx(1 / 3))
+    # Means of 2, 6 and 0.5; of 3, 6, 1; of 1, 6, 0.
+    assert [found[name] for name in ("loss", "switch_loss", "last_loss")] == pytest.approx([8.5 / 3, 10 / 3, 7 / 3])
+    # Right at 0.5, 0.5, 1 and 0.4, 0.2; 0.6 is called right, and is not.
+    accuracies = [found[name] for name in ("accuracy", "switch_accuracy", "last_accuracy")]
+    assert accuracies == pytest.approx([5 / 6, 2 / 3, 2 / 3])
+    # Pairs of a right and a wrong token: 0.5, 0.5 and 1 above 0.6, 0.4, 0.2; 0.5 above 0.6, 0.4; 1 above 0.6, 0.2.
+    assert [found[name] for name in ("auc", "switch_auc", "last_auc")] == pytest.approx([7 / 9, 1 / 2, 1.0])
+    # Score less return at the last tokens: 0, 0.6, 0.2, variance 0.56/9; of 1, 0, 0: 2/9.
+    assert found["last_explained_variance"] == pytest.approx(1 - 0.56 / 2)
+    # Of a resample of problem b alone there is no AUC; those of a alone: 1/3, 0 and 1.
+    assert found["auc_low"] == pytest.approx(1 / 3) and found["last_auc_low"] == 1.0 == found["last_auc_high"]
+    assert found["switch_auc_low"] == 0.0
+    alone = measure_values(answers[1:])
+    assert alone["auc"] is None and alone["explained_variance"] is None and alone["loss"] == 3.25
 
 
 def test_a_chat_prompt_is_no_prompt_of_this_form(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torchtune.modules import TransformerDecoder
 
 from tt_reasoning.models import build_from_hf
-from tt_reasoning.models.weights import save_weights
+from tt_reasoning.models.weights import load_weights, save_weights
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -79,3 +79,12 @@ def tiny_decoder(folder: Path, *, seed: int = 0) -> TransformerDecoder:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def untie(folder: Path) -> Path:
+    """Give a tiny model an output layer of its own: the embedding's negative, so that the two are told apart."""
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_weights(folder)
+    save_weights({**weights, "output.weight": -weights["tok_embeddings.weight"]}, folder, folder)
+    return folder

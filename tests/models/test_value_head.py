@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
-from tiny import write_tiny_model
+from tiny import untie, write_tiny_model
 from torchtune.modules import TransformerDecoder
 
 from tt_reasoning.checkpoint import resume_from, save_checkpoint
@@ -155,9 +155,7 @@ def test_the_head_has_a_learning_rate_of_its_own(folder: Path) -> None:
 @pytest.mark.parametrize("what", ["values", "words", "both", "neither"])
 def test_every_row_gives_every_weight_a_gradient_so_that_sharded_processes_meet(folder: Path, what: str) -> None:
     """Also where nothing is to be learned, and where the output layer is not the embedding: then it is zero."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    model = build_from_hf(str(folder))
+    model = build_from_hf(str(untie(folder)))
     attach_head(model, partial(ValueHead, meaning="one"))
     row = pack_groups(GROUPS, "cpu")
     target_R = torch.full(row.target_R.shape, 1.0 if what in ("values", "both") else float("nan"))
@@ -198,6 +196,70 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(folder: Path, tm
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def begin(folder: Path, init: str | None, num_columns: int | None = 320, **options: object) -> dict[str, torch.Tensor]:
+    head = partial(TWO_VALUES, num_columns=num_columns)
+    return build(folder, value_head=head, head_init=init, **options).value_head.state_dict()
+
+
+def test_a_head_begins_at_zero_at_random_or_as_the_output_layer(folder: Path) -> None:
+    weights = load_weights(folder)["tok_embeddings.weight"]
+    zero, reused, drawn = (begin(folder, init) for init in ("zero", "reuse", "random"))
+    assert not zero["weight"].any() and zero["gain"].eq(1).all() and not zero["bias"].any()
+    # The two values of token v are rows 2 v and 2 v + 1.
+    assert torch.equal(reused["weight"][0::2], weights) and torch.equal(reused["weight"][1::2], weights)
+    assert drawn["weight"].std().item() == pytest.approx(0.02, rel=0.02) and abs(drawn["weight"].mean()) < 1e-3
+    again, other = begin(folder, "random"), begin(folder, "random", seed=1)
+    assert torch.equal(again["weight"], drawn["weight"]) and not torch.equal(other["weight"], drawn["weight"])
+    for init in (reused, drawn):
+        assert init["gain"].eq(1).all() and not init["bias"].any()
+    with pytest.raises(UserError, match="reuse copies the output layer's row of every token"):
+        begin(folder, "reuse", num_columns=None)
+    with pytest.raises(UserError, match="value_head.init: warm, but .* holds no value_head/"):
+        begin(folder, "warm")
+
+
+def test_a_checkpoints_own_head_is_taken_when_asked_for_or_nothing_is_asked(folder: Path, tmp_path: Path) -> None:
+    model, optimizer = trained(folder)
+    saved = save_checkpoint(tmp_path, 1, model, optimizer, None, str(folder), ALONE, {})
+    own = model.value_head.state_dict()
+    for init in ("warm", None):
+        found = begin(saved, init, num_columns=None)
+        assert all(torch.equal(found[name], own[name]) for name in own)
+    assert not begin(saved, "zero", num_columns=None)["weight"].any()
+    assert torch.equal(begin(saved, "reuse")["weight"][::2], load_weights(saved)["tok_embeddings.weight"])
+
+
+def test_an_untied_output_layer_is_what_a_head_reuses(folder: Path) -> None:
+    weights = load_weights(untie(folder))
+    assert torch.equal(weights["output.weight"], -weights["tok_embeddings.weight"])
+    assert torch.equal(begin(folder, "reuse")["weight"][::2], weights["output.weight"])
+
+
+@pytest.mark.parametrize("num_values", [1, 3])
+def test_a_column_is_read_in_the_state_before_its_token(folder: Path, num_values: int) -> None:
+    head = partial(ValueHead, num_values=num_values, meaning="q", num_columns=320)
+    model, row = build(folder, value_head=head, head_init="random"), pack_groups(GROUPS, "cpu")
+    model.value_head.bias.data.normal_(generator=torch.Generator().manual_seed(0))
+    values_RA, tokens_S = read_values(model, row).values_SA, torch.tensor([0, 3, 8])
+    assert values_RA.shape == (len(row.target_R), num_values) and values_RA.std() > 0.1
+    torch.testing.assert_close(read_values(model, row, tokens_S=tokens_S).values_SA, values_RA[tokens_S])
+    model.unembed = lambda hidden_1TD: model.value_head(model.norm(hidden_1TD[0]))  # all columns: [T, V, A]
+    alone = []
+    for prompt, group in GROUPS:
+        for solution in group:
+            everything = model(torch.tensor([prompt + solution]))
+            places = range(len(prompt) - 1, len(prompt) + len(solution) - 1)
+            alone += [everything[place, token] for place, token in zip(places, solution, strict=True)]
+    torch.testing.assert_close(values_RA, torch.stack(alone), atol=1e-5, rtol=0)
+
+
+def test_some_tokens_are_read_as_among_all(folder: Path) -> None:
+    model, row = trained(folder)[0], pack_groups(GROUPS, "cpu")
+    tokens_S = torch.tensor([1, 2, 7])
+    found = read_values(model, row, tokens_S=tokens_S).values_SA
+    torch.testing.assert_close(found, read_values(model, row).values_SA[tokens_S])
+
+
 def test_another_head_is_refused_by_what_it_says(folder: Path, tmp_path: Path) -> None:
     model, optimizer = trained(folder)
     saved = save_checkpoint(tmp_path, 1, model, optimizer, None, str(folder), ALONE, {})
@@ -222,7 +284,7 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import torch
-from test_value_head import OPTIMIZER, build, train, trained, values_of
+from test_value_head import OPTIMIZER, begin, build, train, trained, values_of
 from tt_reasoning.checkpoint import resume_from, save_checkpoint
 from tt_reasoning.loop import build_optimizer
 from tt_reasoning.training import start_process, stop_process
@@ -241,6 +303,10 @@ for kind, dtype in (("full", "fp32"), ("lora", "bf16_mixed")):
     assert all(torch.equal(end[name], t.full_tensor()) for name, t in resumed.state_dict().items())
     if process.is_main:
         torch.save(end, output / f"{kind}.pt")
+for init in ("reuse", "random"):
+    head = {name: t.full_tensor() for name, t in begin(folder, init, process=process).items()}
+    if process.is_main:
+        torch.save(head, output / f"{init}.pt")
 stop_process()
 """
 
@@ -257,5 +323,8 @@ def test_two_processes_train_save_and_resume_as_one(folder: Path, tmp_path: Path
     two, (one, _) = torch.load(tmp_path / "full.pt"), trained(folder)
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-4)
+    for init in ("reuse", "random"):
+        alone, here = begin(folder, init), torch.load(tmp_path / f"{init}.pt")
+        assert here["weight"].any() and all(torch.equal(here[name], alone[name]) for name in alone)
     lora = torch.load(tmp_path / "lora.pt")
     assert lora["value_head.weight"].dtype == torch.float32 and lora["value_head.gain"].ne(1).all()

@@ -134,6 +134,15 @@ def first_head(
     return {f"{NAME}.{name}": tensor for name, tensor in values.items()}
 
 
+def describe_first(checkpoint: str | Path, init: HeadInit | None) -> str:
+    """Where ``first_head`` takes the head from, in a few words."""
+    held = (Path(checkpoint) / NAME).exists()
+    if init == "warm" or (init is None and held):
+        return f"that of {checkpoint}"
+    begun = {"random": "at random", "reuse": "from the output layer"}.get(init or "zero", "at zero")
+    return f"{begun} (that of {checkpoint} left aside)" if held else begun
+
+
 def _output_rows(head: ValueHead, weights: StateDict) -> Tensor:
     """The output layer's weights, tied to the embedding or not, each row ``num_values`` times."""
     if head.num_columns is None:
@@ -143,6 +152,15 @@ def _output_rows(head: ValueHead, weights: StateDict) -> Tensor:
         )
     rows_VD = weights.get("output.weight", weights["tok_embeddings.weight"]).float()
     return rows_VD.repeat_interleave(head.num_values, 0)
+
+
+def freeze_output(model: nn.Module) -> None:
+    """Leave the output layer untrained where no word is learned: it has no gradient, and needs no optimizer state.
+
+    One that is tied to the embedding goes on being trained as that.
+    """
+    if isinstance(model.output, nn.Module):  # torchtune's tied layer is none
+        model.output.requires_grad_(False)
 
 
 def save_head(weights: StateDict, model: nn.Module, folder: Path) -> None:
