@@ -74,7 +74,7 @@ from tt_reasoning.loop import (
 )
 from tt_reasoning.losses import JudgeSize, ValueLoss
 from tt_reasoning.models import ChatTokenizer
-from tt_reasoning.models.value_head import ValueHead
+from tt_reasoning.models.value_head import ValueHead, freeze_output
 from tt_reasoning.store import append_records
 from tt_reasoning.training import (
     Process,
@@ -212,6 +212,8 @@ def setup(cfg: DictConfig, process: Process, output: Path, data: Data) -> Run:
         mixed=cfg.dtype == "bf16_mixed",
         value_head=partial(ValueHead, meaning=loss.meaning, dropout=dropout or 0.0),
     )
+    if not loss.language_model_weight:
+        freeze_output(model)
     groups = [*data.train, *data.held_out, *data.references]
     longest = max(len(group.prompt_tokens) + len(s.tokens) for group in groups for s in group.solutions)
     if longest > model.max_seq_len:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from grpo_home import merge, metrics, num_logged, rows_of, run, run_until
 from judge_home import CONFIGS, command, settings, write_home
 from omegaconf import DictConfig
 from safetensors.torch import load_file
+from tiny import untie
 from torch.nn import functional as F
 
 from tt_reasoning.datasets.prm import pack_judged
@@ -159,6 +161,18 @@ def test_what_the_language_model_learns_is_as_asked_and_changes_no_value_at_firs
     assert everything["language_model_tokens"] == everything["value_tokens"]
     (values,) = metrics(run_here(home, "values", "max_steps=1", "loss.language_model_weight=0"))
     assert values["language_model_tokens"] == 0 and values["loss"] == values["value_loss"] == everything["value_loss"]
+
+
+def test_a_verifier_without_words_goes_on_where_the_output_layer_is_not_the_embedding(tmp_path: Path) -> None:
+    """Nothing reads that layer then: it is not trained, and has no optimizer state to go on from."""
+    home = write_home(tmp_path)
+    untie(home / "model")
+    words = ["max_steps=2", "save_every_n_steps=1", "keep_checkpoints=null", "loss.language_model_weight=0"]
+    last = run_here(home, "untied", *words) / "step_2" / "model.safetensors"
+    whole = last.read_bytes()
+    assert torch.equal(*(load_file(file)["lm_head.weight"] for file in (last, home / "model" / "model.safetensors")))
+    shutil.rmtree(last.parent)
+    assert run_here(home, "untied", *words) and last.read_bytes() == whole
 
 
 def test_a_verifier_goes_on_from_another_ones_head(home: Path, whole: Path) -> None:
