@@ -18,11 +18,13 @@ from torch.nn import functional as F
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.guidance import ValueCard, read_value_card
-from tt_reasoning.guidance.rules import mean_return
+from tt_reasoning.guidance.decode import ValueGuide, load_value_model
+from tt_reasoning.guidance.rules import mean_return, token_bonus
 from tt_reasoning.models.value_head import saved_head
 from tt_reasoning.prompts import PROMPTS
 from tt_reasoning.store import write_records
 from tt_reasoning.training import Process, build_model
+from tt_reasoning.types import Guidance
 
 Q_ATOMS = ("value_head.type=Q", "loss.kind=categorical", "loss.num_atoms=3")
 LORA = ("model._component_=tt_reasoning.models.lora_from_hf", "+model.lora_attn_modules=[q_proj]", "+model.lora_rank=4")
@@ -114,6 +116,26 @@ def test_the_held_out_scores_are_those_of_the_checkpoint(
     assert last["loss"] == pytest.approx(sum(losses) / 8, abs=1e-5)
     best = min(rows_of(folder / "evaluations.jsonl"), key=lambda row: row["loss"])
     assert (folder / "best").resolve().name == f"step_{best['step']}"
+
+
+@pytest.mark.parametrize("name", ["whole", "atoms"])
+def test_guided_decoding_reads_a_checkpoint_as_the_recipe_did(
+    home: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    """What is added to a token is the bonus of the values that training reads there: first, last and between."""
+    folder: Path = request.getfixturevalue(name)
+    model, card = load_value_model(folder / "step_40", Process(0, 1, torch.device("cpu")), torch.float32)
+    guidance = Guidance(value_model=str(folder), eta=3.0, top_k=1, rule=card.rule)
+    data = qsharp_classifier.load_data(config_of(home, name), qsharp_classifier.ReturnLoss())
+    values = values_alone(folder / "step_40", config_of(home, name), card)
+    for solution in data.held_out[0].solutions:
+        for index in {0, len(solution.reads) // 2, len(solution.reads) - 1}:
+            tokens = data.held_out[0].prompt_tokens + solution.tokens[: solution.reads[index] + 1]
+            logits_MV = F.one_hot(torch.tensor(tokens[-1:]), 320).float()
+            with ValueGuide(model, card, guidance, 320).open([tokens[:-1]], [1], 4) as steering, torch.no_grad():
+                found = steering.steer(logits_MV, None)[0, tokens[-1]] - 1
+            expected = token_bonus(values[solution.answer_id][index], 3.0, card.rule)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_a_checkpoint_says_how_it_is_to_be_read(home: Path, whole: Path, atoms: Path) -> None:
