@@ -39,8 +39,8 @@ class ValueHead(nn.Module):
     There the product is the logit of a token that the vocabulary keeps free; here ``w`` is the head's own, so that no
     vocabulary needs one. It begins at zero unless asked otherwise (``first_head``): every value is then 0, whatever the
     seed, and the first gradients move ``w`` alone. A random ``w`` would first push the decoder along a random
-    direction. The head is held and computed in
-    fp32 whatever the model is in: near 1 a bf16 gain moves by 0.008 or not at all.
+    direction. The head is held and computed in fp32 whatever the model is in: near 1 a bf16 gain moves by 0.008 or not
+    at all.
 
     Args:
         dim: width of the model.
