@@ -124,6 +124,11 @@ class Sampling:
         for name in ("temperature", "top_p"):  # 1 and 1.0 are one sampling: ids are digests of what is written
             object.__setattr__(self, name, float(getattr(self, name)))
 
+    @property
+    def eta(self) -> float:
+        """How hard a value model steered; 0 where none did."""
+        return 0.0 if self.guidance is None else self.guidance.eta
+
     def request_seed(self, problem_id: str, sample_index: int) -> int:
         """The seed of one sample, in [0, 2**31): independent of order, batch and earlier runs."""
         return seed_of(self.seed, problem_id, sample_index)

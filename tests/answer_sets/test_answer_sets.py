@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from set_folders import answers_of, group, problem, verdict, write_folder
+from set_folders import SAMPLING, answers_of, group, problem, verdict, write_folder
 
 from tt_reasoning import store
 from tt_reasoning.answer_sets import (
@@ -25,7 +25,7 @@ from tt_reasoning.answer_sets import (
     require_verdicts,
 )
 from tt_reasoning.errors import UserError
-from tt_reasoning.types import Sampling
+from tt_reasoning.types import Divergence, Guidance, Sampling
 
 
 def test_groups_come_in_the_order_of_problems_however_answers_were_written(tmp_path):
@@ -181,3 +181,38 @@ def test_more_answers_than_any_problem_has_is_a_mistake(tmp_path):
         require_samples(answers, 5)
     with pytest.raises(UserError, match="num_answers=0 should be at least 1"):
         require_samples(answers, 0)
+
+
+def guided(eta: float, **changes: object) -> Sampling:
+    return replace(SAMPLING, guidance=Guidance(value_model="q", eta=eta, **changes))
+
+
+def test_the_divergence_of_every_answer_is_its_own_however_the_rest_repeats(tmp_path):
+    reader = AnswerReader(tmp_path / "answers.jsonl")
+    (answer,) = answers_of(problem(0), ['a ,"divergence":{"whole":9.0}'], guided(5))
+    for number in range(3):
+        own = replace(answer, divergence=Divergence(whole=float(number), sampled=number + 0.5))
+        line = store.dump_record(own).encode() + b"\n"
+        assert reader.read(0, line) == own
+        assert reader.locate(0, line) == (answer.id, answer.problem_id, 0, answer.sampling)
+    assert reader.read(0, store.dump_record(answer).encode() + b"\n").divergence is None
+    assert len(reader._ends) == 1  # nothing but the first line was parsed whole
+    torn = store.dump_record(answer).replace('"divergence":null', '"divergence":3').encode() + b"\n"
+    with pytest.raises(UserError, match="not an Answer record"):
+        reader.read(0, torn)
+
+
+def test_etas_can_be_chosen_and_answers_told_apart_by_their_guidance(tmp_path):
+    folder = write_folder(tmp_path / "answers", [["a", "b"], ["c"]])
+    for sampling in (guided(5), guided(0), guided(5, rule="mean")):
+        more = [*answers_of(problem(0), ["d"], sampling), *answers_of(problem(1), ["e", "f"], sampling)]
+        store.append_records(folder / "answers.jsonl", more)
+    answers = open_answers(folder)
+    assert answers.guidances == (None, guided(0).guidance, guided(5).guidance, guided(5, rule="mean").guidance)
+    parts = [list(read_groups(answers.guided_by(guidance))) for guidance in answers.guidances]
+    assert [[len(group) for _, group in part] for part in parts] == [[2, 1], [1, 2], [1, 2], [1, 2]]
+    assert {a.sampling for _, group in parts[2] for a in group} == {guided(5)}
+    assert open_answers(folder, etas=[5]).guidances == answers.guidances[2:]
+    assert open_answers(folder, etas=[0]).guidances == answers.guidances[:2]  # who is not guided has eta 0
+    with pytest.raises(UserError, match=r"has no answers of eta 3; there are: 0, 5"):
+        open_answers(folder, etas=[0, 3])

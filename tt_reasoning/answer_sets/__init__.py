@@ -12,15 +12,25 @@ import json
 import random
 import re
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from tt_reasoning import store
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS, PROBLEMS
-from tt_reasoning.types import Answer, AnswerSet, FinishReason, Problem, Reason, Sampling, Verdict
+from tt_reasoning.types import (
+    Answer,
+    AnswerSet,
+    Divergence,
+    FinishReason,
+    Guidance,
+    Problem,
+    Reason,
+    Sampling,
+    Verdict,
+)
 
 VERDICTS = "verdicts.jsonl"
 _REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -80,6 +90,18 @@ class AnswerFolder:
         """Of the answers indexed, rising."""
         return tuple(sorted({sampling.temperature for sampling in self.samplings}))
 
+    @property
+    def guidances(self) -> tuple[Guidance | None, ...]:
+        """Of the answers indexed: none first, then by rule and eta."""
+        found = {sampling.guidance for sampling in self.samplings}
+        return tuple(sorted(found, key=lambda g: (g.rule, g.eta, g.value_model, g.top_k, g.outside) if g else ()))
+
+    def guided_by(self, guidance: Guidance | None) -> AnswerFolder:
+        """The same folder with the answers of one guidance alone, or with those that were not guided."""
+        ways = {way for way, sampling in enumerate(self.samplings) if sampling.guidance == guidance}
+        rows = {name: array("q", (row for row in of if self.ways[row] in ways)) for name, of in self.rows.items()}
+        return replace(self, rows={name: found for name, found in rows.items() if found})
+
     def reason(self, row: int) -> Reason:
         """The verdict's reason of a graded answer."""
         return _REASONS[self.verdicts[row]]
@@ -90,12 +112,17 @@ class AnswerFolder:
         return self.num_ungraded < len(self.offsets)
 
 
-def open_answers(folder: str | Path, *, temperature: float | None = None) -> AnswerFolder:
-    """Index a folder of ``generate_answers``: all its answers, or those of one temperature.
+def open_answers(
+    folder: str | Path, *, temperature: float | None = None, etas: Collection[float] = ()
+) -> AnswerFolder:
+    """Index a folder of ``generate_answers``: all its answers, or those of one temperature, of some etas.
+
+    Args:
+        etas: of guidance by a value model; answers without guidance have eta 0. All unless given.
 
     Raises:
-        UserError: no such folder, no answers (of that temperature), or a malformed line. Texts are not looked at
-            here but when they are read.
+        UserError: no such folder, no answers (of that temperature, of one of the etas), or a malformed line. Texts are
+            not looked at here but when they are read.
     """
     folder = Path(folder)
     store.read_manifest(folder)
@@ -104,6 +131,7 @@ def open_answers(folder: str | Path, *, temperature: float | None = None) -> Ans
     offsets, sample_indexes, ways, verdicts = array("q"), array("q"), array("H"), array("b")
     numbers: dict[Sampling, int] = {}
     others: set[float] = set()
+    etas_there: set[float] = set()
     ungraded: dict[str, int] = {}
     num_repeated, way, before = 0, 0, None
     reader, graded = AnswerReader(folder / ANSWERS), _VerdictQueue(folder / VERDICTS)
@@ -112,6 +140,9 @@ def open_answers(folder: str | Path, *, temperature: float | None = None) -> Ans
         verdict = graded.take(identity)
         if temperature not in (None, sampling.temperature):
             others.add(sampling.temperature)
+            continue
+        etas_there.add(sampling.eta)
+        if etas and sampling.eta not in etas:
             continue
         if sampling is not before:
             way, before = numbers.setdefault(sampling, len(numbers)), sampling
@@ -134,6 +165,9 @@ def open_answers(folder: str | Path, *, temperature: float | None = None) -> Ans
         row = ungraded.pop(identity, None)
         if row is not None:
             verdicts[row] = verdict
+    if missing := etas_there and set(etas) - etas_there:
+        there = ", ".join(f"{value:g}" for value in sorted(etas_there))
+        raise UserError(f"{folder} has no answers of eta {min(missing):g}; there are: {there}")
     if not offsets and not others:
         raise UserError(f"{folder} has no answers yet; run: python tools/generate_answers.py ... --out {folder}")
     if not offsets:
@@ -157,7 +191,7 @@ def _index_problems(path: Path) -> tuple[dict[str, int], frozenset[str]]:
 
 
 class AnswerReader:
-    """Reads lines of ``answers.jsonl``. What repeats from line to line, everything but ids and text, is parsed once.
+    """Reads lines of ``answers.jsonl``. What repeats from line to line is parsed once: all but ids, text, divergence.
 
     A line is taken apart only as the project itself writes it; any other goes through the whole of ``load_record``,
     which also says what is wrong with a malformed one.
@@ -173,6 +207,7 @@ class AnswerReader:
 
     _HEAD = re.compile(rb'\{"id":"([^"\\]+)","problem_id":"([^"\\]+)","sample_index":(\d+),"text":"')
     _END = b'","num_tokens":'  # unescaped quotes: this can stand in no text
+    _LAST = b',"divergence":'  # behind it a number for every answer
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -183,7 +218,7 @@ class AnswerReader:
     def locate(self, offset: int, line: bytes) -> tuple[str, str, int, Sampling]:
         """Id, problem, sample index and sampling of the answer that stands at a byte of the file."""
         head = self._HEAD.match(line)
-        known = self._ends.get(line[line.rfind(self._END) :]) if head else None
+        known = self._ends.get(self._split_end(line)[0]) if head else None
         if known is None:
             answer = self._read_whole(offset, line)
             return answer.id, answer.problem_id, answer.sample_index, answer.sampling
@@ -192,28 +227,36 @@ class AnswerReader:
     def read(self, offset: int, line: bytes) -> Answer:
         """The whole answer. Raises UserError when the line holds none."""
         head, end = self._HEAD.match(line), line.rfind(self._END)
-        known = self._ends.get(line[end:]) if head else None
+        repeated, last = self._split_end(line)
+        known = self._ends.get(repeated) if head else None
         if known is None:
             return self._read_whole(offset, line)
         try:
             quoted = line[head.end() - 1 : end + 1].decode()
             text, length = self._decode(quoted)
-        except ValueError:
+            row = json.loads(last or b"null")
+            divergence = None if row is None else store.load_record(Divergence, row)
+        except (ValueError, AttributeError):
             return self._read_whole(offset, line)
         if length < len(quoted):
             return self._read_whole(offset, line)
         num_tokens, finish_reason, sampling = known
         return Answer(
             id=head[1].decode(), problem_id=head[2].decode(), sample_index=int(head[3]), text=text,
-            num_tokens=num_tokens, finish_reason=finish_reason, sampling=sampling,
+            num_tokens=num_tokens, finish_reason=finish_reason, sampling=sampling, divergence=divergence,
         )  # fmt: skip
+
+    def _split_end(self, line: bytes) -> tuple[bytes, bytes]:
+        """What stands behind the text, without the divergence; and that alone, empty where there is none."""
+        end = line.rfind(self._END)
+        last = line.rfind(self._LAST, end)
+        return (line[end:], b"") if last < 0 else (line[end:last], line[last + len(self._LAST) : line.rfind(b"}")])
 
     def _read_whole(self, offset: int, line: bytes) -> Answer:
         answer = load_line(Answer, self._path, offset, line)
-        end = line.rfind(self._END)
-        if end >= 0 and len(self._ends) < _MAX_ENDS:
+        if self._END in line and len(self._ends) < _MAX_ENDS:
             sampling = self._samplings.setdefault(answer.sampling, answer.sampling)
-            self._ends[line[end:]] = answer.num_tokens, answer.finish_reason, sampling
+            self._ends[self._split_end(line)[0]] = answer.num_tokens, answer.finish_reason, sampling
         return answer
 
 
@@ -298,7 +341,7 @@ def require_enough(num_answers: int, num_samples: int, where: str) -> None:
 
 
 def read_groups(answers: AnswerFolder) -> Iterator[Group]:
-    """Every problem with all its answers by temperature and ``sample_index``, in the order of ``problems.jsonl``.
+    """Every problem with all its answers by temperature, eta and ``sample_index``, in the order of ``problems.jsonl``.
 
     Raises:
         UserError: a malformed line, or answers to a problem that ``problems.jsonl`` lacks.
@@ -313,7 +356,7 @@ def read_groups(answers: AnswerFolder) -> Iterator[Group]:
                 offset = answers.offsets[row]
                 file.seek(offset)
                 group.append(reader.read(offset, file.readline()))
-            yield problem, sorted(group, key=lambda a: (a.sampling.temperature, a.sample_index))
+            yield problem, sorted(group, key=lambda a: (a.sampling.temperature, a.sampling.eta, a.sample_index))
 
 
 def require_problems(answers: AnswerFolder) -> None:
