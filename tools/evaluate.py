@@ -8,6 +8,10 @@ reference nothing is filtered: a problem without a single usable answer counts a
 by tools/rank_answers.py, the answer that it likes best and votes weighted by its scores stand beside; --subsamples
 takes random subsets of k of all answers in place of the first k, as the best-of-N of PRM800K does (arXiv 2305.20050).
 
+Answers that a value model steered (Q#, arXiv 2502.20548) have an eta. A folder with several is evaluated for each, into
+folders such as OUT/eta_5, on the same problems; OUT/guidance.json has accuracy, the divergence from the reference and
+paired differences over eta (tools/show_results.py --against kl draws them).
+
 A killed run goes on where it was; more k, --usc-model and --cut-share may be added to the same folder later.
 docs/evaluation.md says how every number is made.
 
@@ -17,10 +21,11 @@ Example: python tools/evaluate.py --answers answers/demo --aggregator outputs/st
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from itertools import groupby, islice
+from itertools import groupby, islice, product
 from pathlib import Path
 from typing import Annotated
 
@@ -49,13 +54,27 @@ from tt_reasoning.answer_sets import (
 )
 from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
-from tt_reasoning.evaluation import AGGREGATOR, RESULTS, Candidates, Evaluation, Report, describe, evaluate
+from tt_reasoning.evaluation import AGGREGATOR, RESULTS, Candidates, Evaluation, Report, describe
 from tt_reasoning.generation import PROBLEMS
 from tt_reasoning.grading import Grader
+from tt_reasoning.guidance.sweep import (
+    SWEEP,
+    Policy,
+    Sweep,
+    align_problems,
+    compare_policies,
+    describe_sweep,
+    evaluate_policies,
+    find_reference,
+    folder_name,
+    name_policies,
+)
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.scores import Aggregate, Scores, read_scores
 from tt_reasoning.tool import run_tool
-from tt_reasoning.types import Sampling, Verdict
+from tt_reasoning.types import Guidance, Sampling, Verdict
+
+CHECKED = "verdicts.json"  # of check_answers: its settings
 
 
 @dataclass(kw_only=True)
@@ -68,6 +87,10 @@ class Arguments:
     """k, one or several: the first so many answers of each problem; 1, 2, 4, ... and all there are unless given"""
     answers_temperature: float | None = None
     """which answers, where the folder holds several temperatures"""
+    answers_eta: tuple[float, ...] = ()
+    """which answers, where a value model steered with several etas; all unless given"""
+    compare: tuple[Path, ...] = ()
+    """further folders of answers to the same problems, such as another rule or value model: paired with these"""
     limit: int | None = None
     """only the first so many problems"""
     scores: tuple[Path, ...] = ()
@@ -101,25 +124,64 @@ class Arguments:
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The answers of one policy, and where its results go."""
+
+    label: str
+    answers: AnswerFolder
+    guidance: Guidance | None
+    out: Path
+
+
 def main(args: Arguments) -> str:
     check_arguments(args)
     readers = list_readers(args)
-    answers = open_graded(args)
+    parts = list_parts(args)
     judges = read_judges(args)
-    candidates, names = read_candidates(answers, args, judges)
-    ks = choose_ks(args, candidates)
-    candidates = add_scores(candidates, judges, None if args.subsamples else ks[-1])
-    identity = {"answers": str(args.answers), "answers_temperature": args.answers_temperature, "limit": args.limit}
-    identity[PROBLEMS] = describe_records(args.answers / PROBLEMS)
+    found = {part.label: read_candidates(part.answers, args, judges) for part in parts}
+    ks = choose_ks(args, [candidates for candidates, _ in found.values()])
+    scored = None if args.subsamples else ks[-1]
+    candidates = align_problems({label: add_scores(read, judges, scored) for label, (read, _) in found.items()})
+    grading = find_grading(parts)
+    with ExitStack() as stack:
+        if len(parts) > 1:
+            stack.enter_context(store.open_run(args.out, "evaluate guidance", identify(args, parts[0])))
+        for part in parts:
+            own = {"guidance": part.guidance and asdict(part.guidance)}
+            stack.enter_context(store.open_run(part.out, "evaluate", identify(args, part) | own))
+        readings: dict[str, dict[tuple[str, int], Reading]] = {part.label: {} for part in parts}
+        for label, method, k, reading in read_all(args, parts, readers, ks, grading):
+            readings[label][method, k] = reading
+        evaluations = evaluate_policies(
+            candidates, ks, readings, subsamples=args.subsamples, subsample_seed=args.subsample_seed
+        )
+        reports = {
+            part.label: build_report(args, part, found[part.label], readers, ks, evaluations[part.label])
+            for part in parts
+        }
+        for part in parts:
+            store.write_json(part.out / RESULTS, asdict(reports[part.label]))
+        if len(parts) > 1:
+            sweep = build_sweep(parts, reports, evaluations)
+            store.write_json(args.out / SWEEP, asdict(sweep))
+    first = reports[parts[0].label]
+    told = describe(first) if len(parts) == 1 else describe_sweep(sweep)
+    print(("\n" if readers else "") + f"{head_line(first, len(parts))}\n\n{told}\n")
+    judged = f"{first.counts['judged']} of {first.num_problems} problems evaluated"
+    if len(parts) == 1:
+        return f"{judged}; results: {args.out / RESULTS}"
+    return f"{judged} for each of {len(parts)} policies; results: {args.out / SWEEP}"
+
+
+def identify(args: Arguments, part: Part) -> dict[str, object]:
+    """What decides the numbers of a folder of results."""
+    path = part.answers.path
+    identity = {"answers": str(path), "answers_temperature": args.answers_temperature, "limit": args.limit}
+    identity[PROBLEMS] = describe_records(path / PROBLEMS)
     if args.subsamples:
         identity |= {"subsamples": args.subsamples, "subsample_seed": args.subsample_seed}
-    with store.open_run(args.out, "evaluate", identity):
-        readings = dict(read_all(args, answers, readers, ks))
-        evaluation = evaluate(candidates, ks, readings, subsamples=args.subsamples, subsample_seed=args.subsample_seed)
-        report = build_report(args, names, readers, ks, candidates, evaluation)
-        store.write_json(args.out / RESULTS, asdict(report))
-    print(("\n" if readers else "") + f"{head_line(report)}\n\n{describe(report)}\n")
-    return f"{report.counts['judged']} of {report.num_problems} problems evaluated; results: {args.out / RESULTS}"
+    return identity
 
 
 def check_arguments(args: Arguments) -> None:
@@ -168,15 +230,53 @@ def list_readers(args: Arguments) -> list[Reader]:
     return readers
 
 
-def open_graded(args: Arguments) -> AnswerFolder:
-    """The folder of answers, of one temperature, every one of them with its verdict."""
-    answers = open_answers(args.answers, temperature=args.answers_temperature)
+def list_parts(args: Arguments) -> list[Part]:
+    """The policies that there are answers of, each with its own; a single one has its results in ``--out`` itself."""
+    folders = [open_graded(args.answers, args, args.answers_eta)]
+    folders += [open_graded(path, args) for path in dict.fromkeys(args.compare) if path != args.answers]
+    pairs = [(folder, guidance) for folder in folders for guidance in folder.guidances]
+    pairs = [pair for pair in pairs if not args.answers_eta or (pair[1].eta if pair[1] else 0.0) in args.answers_eta]
+    labels = name_policies([guidance for _, guidance in pairs])
+    parts = [
+        Part(
+            label=label, answers=folder.guided_by(guidance), guidance=guidance,
+            out=args.out / folder_name(label) if len(pairs) > 1 else args.out,
+        )
+        for label, (folder, guidance) in zip(labels, pairs, strict=True)
+    ]  # fmt: skip
+    for part in parts[1:]:
+        check_same_reference(parts[0], part)
+    return parts
+
+
+def check_same_reference(one: Part, other: Part) -> None:
+    """Raise UserError unless answers were drawn alike but for their guidance (and seed)."""
+    ways = [
+        {
+            tuple(asdict(replace(sampling, guidance=None, revision=None, seed=0)).items())
+            for sampling in part.answers.samplings
+            if sampling.guidance == part.guidance
+        }
+        for part in (one, other)
+    ]
+    pair = min(ways[0] - ways[1] or ways[0]), min(ways[1] - ways[0] or ways[1])
+    for (name, ours), (_, theirs) in zip(*pair, strict=True):
+        if ours != theirs:
+            raise UserError(
+                f"the answers of {one.label} and of {other.label} were not drawn alike: {name} was {ours} and "
+                f"{theirs}; evaluate them into folders of their own"
+            )
+
+
+def open_graded(path: Path, args: Arguments, etas: Sequence[float] = ()) -> AnswerFolder:
+    """A folder of answers, of one temperature, every one of them with its verdict."""
+    answers = open_answers(path, temperature=args.answers_temperature, etas=etas)
     if len(answers.temperatures) > 1:
         there = ", ".join(f"{value:g}" for value in answers.temperatures)
-        raise UserError(f"{args.answers} holds answers of several temperatures ({there}); name --answers-temperature")
+        raise UserError(f"{path} holds answers of several temperatures ({there}); name --answers-temperature")
     require_verdicts(answers)
-    if args.num_answers:
-        require_samples(answers, max(args.num_answers))
+    for guidance in answers.guidances if args.num_answers else ():
+        require_samples(answers.guided_by(guidance), max(args.num_answers))
     return answers
 
 
@@ -211,21 +311,24 @@ def read_candidates(
         for judge in judges.values():
             judge.check_ends(group)
         verdicts = tuple(by_id[answer.id] for answer in group)
-        lengths = tuple(answer.num_tokens for answer in group)
         candidates.append(
-            Candidates(problem_id=problem.id, category=problem.category, verdicts=verdicts, num_tokens=lengths)
-        )
+            Candidates(
+                problem_id=problem.id, category=problem.category, verdicts=verdicts,
+                num_tokens=tuple(answer.num_tokens for answer in group),
+                divergences=tuple(answer.divergence for answer in group),
+            )
+        )  # fmt: skip
         names["model"] |= {answer.sampling.model for answer in group}
         names["dataset"].add(problem.source)
         names["split"].add(problem.split)
     return candidates, {name: "+".join(sorted(found)) for name, found in names.items()}
 
 
-def choose_ks(args: Arguments, candidates: Sequence[Candidates]) -> list[int]:
+def choose_ks(args: Arguments, candidates: Iterable[Sequence[Candidates]]) -> list[int]:
     """Every k asked for, rising; unless given the powers of two and all answers that every problem has (of subsets:
-    that any has)."""
-    sizes = [len(c.verdicts) for c in candidates]
-    there = max(sizes) if args.subsamples else min(sizes)
+    that any has), of every policy."""
+    sizes = [[len(c.verdicts) for c in of_policy] for of_policy in candidates]
+    there = min(max(found) if args.subsamples else min(found) for found in sizes)
     ks = sorted(set(args.num_answers) or {*(2**power for power in range(there.bit_length())), there})
     if ks[-1] > there:
         raise UserError(f"{args.answers}: no problem has {ks[-1]} answers, the most is {there}; lower --num-answers")
@@ -250,15 +353,15 @@ def add_scores(
 
 
 def read_all(
-    args: Arguments, answers: AnswerFolder, readers: Sequence[Reader], ks: Sequence[int]
-) -> Iterator[tuple[tuple[str, int], Reading]]:
-    """What every reader makes of every k; a model is loaded once for all that it has to read, and only if anything."""
+    args: Arguments, parts: Sequence[Part], readers: Sequence[Reader], ks: Sequence[int], grading: Mapping
+) -> Iterator[tuple[str, str, int, Reading]]:
+    """What every reader makes of every policy's answers and every k: the policy's label, method, k and what was read. A
+    model is loaded once for all that it has to read, and only if anything."""
     weights = cache(describe_weights)
-    grading = {"fallback": "none"} | read_settings(args.answers / "verdicts.json")
     with Grader(**grading) as grader:
         for model, group in groupby(readers, key=lambda reader: reader.model):
             with keep_open(partial(args.engine.open, model)) as start_engine:
-                for reader in group:
+                for reader, part in product(group, parts):
                     sampling = Sampling(
                         model=model, revision=args.engine.revision, prompt=reader.prompt,
                         temperature=args.temperature, top_k=args.top_k, max_new_tokens=args.max_new_tokens,
@@ -266,30 +369,49 @@ def read_all(
                     )  # fmt: skip
                     identity = {"weights": weights(model), "order_seed": args.order_seed, **args.engine.identity()}
                     identity |= {name: value for name, value in grading.items() if name != "timeout_s"}
+                    if len(parts) > 1:
+                        print(f"{part.label}:")
                     for k in ks:
-                        asked = ask_reader(answers, reader, k, order_seed=args.order_seed, limit=args.limit)
-                        yield (
-                            (reader.method, k),
-                            read_answers(
-                                reader, k, asked, sampling, start_engine, grader, args.out, identity,
-                                args.engine.default_chunk_size(1),
-                            ),  # fmt: skip
-                        )
+                        asked = ask_reader(part.answers, reader, k, order_seed=args.order_seed, limit=args.limit)
+                        reading = read_answers(
+                            reader, k, asked, sampling, start_engine, grader, part.out, identity,
+                            args.engine.default_chunk_size(1),
+                        )  # fmt: skip
+                        yield part.label, reader.method, k, reading
+
+
+def find_grading(parts: Sequence[Part]) -> dict[str, object]:
+    """How all answers were graded. Raises UserError where folders were graded by different rules."""
+    found = {part.answers.path: {"fallback": "none"} | read_settings(part.answers.path / CHECKED) for part in parts}
+    (first, grading), *others = found.items()
+    for path, other in others:
+        for name in (grading.keys() | other.keys()) - {"timeout_s"}:
+            if grading.get(name) != other.get(name):
+                raise UserError(
+                    f"{first} and {path} were graded by different rules: {name} {grading.get(name)} and "
+                    f"{other.get(name)}; grade one anew: tools/check_answers.py --regrade"
+                )
+    return grading
 
 
 def build_report(
     args: Arguments,
-    names: dict[str, str],
+    part: Part,
+    found: tuple[Sequence[Candidates], Mapping[str, str]],
     readers: Sequence[Reader],
     ks: Sequence[int],
-    candidates: Sequence[Candidates],
     evaluation: Evaluation,
 ) -> Report:
-    """The evaluation with all that it was made from."""
+    """The evaluation of one policy with all that it was made from.
+
+    Args:
+        found: as ``read_candidates`` gives it.
+    """
+    candidates, names = found
     sizes = [len(c.verdicts) for c in candidates]
     kept = {name: value for name, value in asdict(args).items() if name != "engine"}
     return Report(
-        answers=str(args.answers),
+        answers=str(part.answers.path),
         **names,
         num_problems=len(candidates),
         num_samples=min(sizes),
@@ -304,21 +426,48 @@ def build_report(
         counts=evaluation.counts,
         settings={
             "evaluate": json.loads(json.dumps(kept, default=str)) | args.engine.identity(),
-            "generate_answers": store.read_manifest(args.answers).get("arguments", {}),
-            "check_answers": read_settings(args.answers / "verdicts.json"),
+            "generate_answers": store.read_manifest(part.answers.path).get("arguments", {}),
+            "check_answers": read_settings(part.answers.path / CHECKED),
         },
         versions=store.versions(),
+        guidance=part.guidance,
+        divergence=evaluation.divergence,
     )
 
 
-def head_line(report: Report) -> str:
+def build_sweep(
+    parts: Sequence[Part], reports: Mapping[str, Report], evaluations: Mapping[str, Evaluation]
+) -> Sweep:
+    """The policies beside each other, compared with the one that did not steer."""
+    reference = find_reference({part.label: part.guidance for part in parts})
+    first = reports[parts[0].label]
+    return Sweep(
+        model=first.model, dataset=first.dataset, split=first.split, num_problems=first.num_problems,
+        left_out=first.counts["left_out"], reference=reference,
+        policies=tuple(
+            Policy(
+                label=part.label, folder=part.out.name, guidance=part.guidance, results=reports[part.label].results,
+                divergence=reports[part.label].divergence,
+                differences=()
+                if reference in (None, part.label)
+                else compare_policies(evaluations[part.label], evaluations[reference], reference),
+            )
+            for part in parts
+        ),
+    )  # fmt: skip
+
+
+def head_line(report: Report, num_policies: int = 1) -> str:
     """What was measured, in one line."""
     subsets = report.settings["evaluate"]["subsamples"]
     drawn = f", {subsets} random subsets of k" if subsets else ""
+    steered = f", for each of {num_policies} policies" if num_policies > 1 else ""
+    if num_policies == 1 and report.guidance:
+        steered = f", steered by {report.guidance.value_model}, {name_policies([report.guidance])[0]}"
     most = f" to {report.most_samples}" if report.most_samples > report.num_samples else ""
     return (
         f"{report.dataset}/{report.split}: {report.num_problems} problems, {report.num_samples}{most} answers each "
-        f"by {report.model}{drawn}"
+        f"by {report.model}{drawn}{steered}"
     )
 
 

@@ -4,34 +4,43 @@ Each run of tools/evaluate.py leaves a results.json; this collects them all, how
 a column a number of answers k, every accuracy with its 95 % interval. A star marks what differs from the majority of
 as many answers with p < 0.05.
 
+With --against kl it is about answers that a value model steered: a row an eta, with the divergence from the reference.
+A star then marks what differs from the answers that were not steered, where both were evaluated at once.
+
 Example: python tools/show_results.py --results results --plot results/accuracy.png
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.evaluation import (
+    LENGTH_WEIGHTED,
     MAJORITY,
     ORACLE,
     PASS,
     RESULTS,
+    SINGLE,
+    Estimate,
     Report,
     Result,
     base_method,
     format_table,
     interval,
+    nats,
     percent,
     read_report,
 )
-from tt_reasoning.plots import check_plot_path, plot_accuracy
+from tt_reasoning.guidance.sweep import SWEEP, name_policies, read_sweep
+from tt_reasoning.plots import SteeredPoint, check_plot_path, plot_accuracy, plot_steering
 from tt_reasoning.tool import run_tool
 
 _SIGNIFICANT = 0.05
+_NOT_STEERED = "the answers that were not steered"
 
 
 @dataclass(kw_only=True)
@@ -48,21 +57,27 @@ class Arguments:
     """how the table is printed"""
     plot: Path | None = None
     """picture of the accuracies to draw (.png, .pdf, .svg): bars, or lines where runs have several k"""
-    against: Literal["k", "tokens"] = "k"
-    """what the lines of the picture are drawn against: answers, or generated tokens a problem"""
+    against: Literal["k", "tokens", "kl"] = "k"
+    """what the lines of the picture are drawn against: answers, generated tokens a problem, or the KL to the reference
+    over eta (kl: the table is by eta too)"""
 
 
 def main(args: Arguments) -> str:
     if args.plot:
         check_plot_path(args.plot)
+    if args.against == "kl" and args.categories:
+        raise UserError("--categories is about methods, --against kl about etas: give one of them")
     reports = choose(find_reports(args.results), args)
-    rows = list_categories(reports) if args.categories else list_rows(reports)
-    if args.plot:
-        plot_accuracy(reports, args.plot, against=args.against)
+    if args.against == "kl":
+        rows = show_steered(reports, args)
+    else:
+        rows = list_categories(reports) if args.categories else list_rows(reports)
+        if args.plot:
+            plot_accuracy(reports, args.plot, against=args.against)
     print(format_table(rows, markdown=args.format == "markdown"))
     if any(cell.endswith("*") for row in rows for cell in row):
         mark = "\n\\*" if args.format == "markdown" else "*"
-        print(f"{mark} p < {_SIGNIFICANT} against {MAJORITY}@k")
+        print(f"{mark} p < {_SIGNIFICANT} against {_NOT_STEERED if args.against == 'kl' else f'{MAJORITY}@k'}")
     for name, report in reports.items():
         if subsets := report.settings.get("evaluate", {}).get("subsamples"):
             print(f"{name}: means over {subsets} random subsets of k of its {report.most_samples} answers a problem")
@@ -167,6 +182,97 @@ def _category_rows(reports: Mapping[str, Report]) -> Iterator[tuple[list[str], d
             found = [row for row in of_k if row.category == category]
             yield [*run, category, str(found[0].num_problems)], {row.method: accuracy_cell(row) for row in found}
             run = [""] * len(run)
+
+
+Series = dict[str, dict[str, Report]]  # by the name of a line, then of a run
+
+
+def group_by_policy(reports: Mapping[str, Report]) -> Series:
+    """The runs whose answers a value model steered, rising by eta: a series a folder, model, benchmark and kind of
+    guidance, each with the run of its folder that did not steer.
+
+    Raises:
+        UserError: there are none.
+    """
+    guided = {name: report for name, report in reports.items() if report.guidance}
+    if not guided:
+        raise UserError("no run is of answers that a value model steered (--engine guided); leave --against kl away")
+    homes = {name: (str(Path(name).parent), Path(r.model).name, r.dataset, r.split) for name, r in reports.items()}
+    kinds = {name: replace(report.guidance, eta=0) for name, report in guided.items()}
+    distinct = list(dict.fromkeys(kinds.values()))
+    labels = dict(zip(distinct, name_policies(distinct), strict=True))
+    found: dict[tuple, dict[str, Report]] = {}
+    for name, report in guided.items():
+        found.setdefault((*homes[name], kinds[name]), {})[name] = report
+    series = {}
+    for (*home, kind), runs in found.items():
+        if all(report.eta for report in runs.values()):
+            still = [name for name in reports if homes[name] == tuple(home) and not reports[name].eta]
+            still = [name for name in still if name in guided] or still
+            runs |= {still[0]: reports[still[0]]} if len(still) == 1 else {}
+        label = labels[kind].removeprefix("eta=0").strip(" ()") or kind.rule
+        several = [part for place, part in enumerate(home) if len({key[place] for key in found}) > 1]
+        series[": ".join(["/".join(several), label] if several else [label])] = dict(
+            sorted(runs.items(), key=lambda item: item[1].eta)
+        )
+    return series
+
+
+def show_steered(reports: Mapping[str, Report], args: Arguments) -> list[list[str]]:
+    """The rows of the table by eta; draws the picture where one is wanted."""
+    series = group_by_policy(reports)
+    shown = {name: report for runs in series.values() for name, report in runs.items()}
+    labels = columns_of(shown, args)
+    rows = list_steered(shown, labels, args)
+    if args.plot:
+        points = {name: points_of(runs) for name, runs in series.items()}
+        plot_steering(points, args.plot, labels if args.methods else labels[:2])
+    return rows
+
+
+def list_steered(shown: Mapping[str, Report], labels: Sequence[str], args: Arguments) -> list[list[str]]:
+    """One row a run: how far it is from the reference, and what it reaches by each of the methods ``labels``."""
+    rows = [["run", "policy", "problems", "KL", "KL as sampled", "tokens", *labels]]
+    for name, report in shown.items():
+        found = report.divergence
+        far = ["-", "-"] if found is None else [nats(found.whole), nats(found.sampled)]
+        first = report.results[0]
+        tokens = f"{first.answer_tokens / (1 if first.method == SINGLE else first.k):.0f}"
+        stars = steered_stars(args.results, name)
+        cells = {r.label: accuracy_cell(r) + (" *" if r.label in stars else "") for r in report.results}
+        policy = name_policies([report.guidance])[0]
+        rows.append([name, policy, str(first.num_problems), *far, tokens, *(cells.get(label, "-") for label in labels)])
+    starred = any(cell.endswith("*") for row in rows for cell in row)
+    return [row[:6] + [pad(cell) if starred else cell for cell in row[6:]] for row in rows]
+
+
+def columns_of(reports: Mapping[str, Report], args: Arguments) -> list[str]:
+    """The methods shown by eta, at the largest k that all runs have; ``pass@1`` too."""
+    common = set.intersection(*({r.k for r in report.results} for report in reports.values()))
+    if not common:
+        raise UserError("the runs have no k in common; evaluate them with the same --num-answers")
+    bounds = () if args.methods else (ORACLE, SINGLE, LENGTH_WEIGHTED)
+    methods = dict.fromkeys(r.method for report in reports.values() for r in report.results)
+    labels = [f"{PASS}@1"] if PASS in methods and 1 in common else []
+    labels += [f"{MAJORITY}@{max(common)}"] if MAJORITY in methods else []
+    labels += [f"{method}@{max(common)}" for method in methods if method not in bounds]
+    return list(dict.fromkeys(labels))
+
+
+def steered_stars(results: Path, name: str) -> set[str]:
+    """The methods in which a run differs from the one of its sweep that did not steer."""
+    folder = results if results.resolve().name == name and (results / RESULTS).exists() else results / name
+    path = folder.resolve().parent / SWEEP
+    policies = read_sweep(path).policies if path.exists() else ()
+    compared = [found for policy in policies if policy.folder == folder.resolve().name for found in policy.differences]
+    return {found.method for found in compared if found.p_value < _SIGNIFICANT}
+
+
+def points_of(runs: Mapping[str, Report]) -> list[SteeredPoint]:
+    """The runs of a series that a picture can place: that which nothing steered at 0."""
+    nowhere = Estimate(value=0.0, low=0.0, high=0.0)
+    placed = [(r, r.divergence.whole if r.divergence else None if r.eta else nowhere) for r in runs.values()]
+    return [SteeredPoint(report, whole) for report, whole in placed if whole is not None]
 
 
 def _spaced(numbers: tuple[int, ...] | list[int]) -> str:

@@ -34,7 +34,7 @@ from tt_reasoning.selection import (
     vote_classes,
     vote_in_draws,
 )
-from tt_reasoning.types import Answer, Verdict, seed_of
+from tt_reasoning.types import Answer, Divergence, Guidance, Verdict, seed_of
 
 RESULTS = "results.json"
 FORMAT = 2  # of a report; 1 had one k and no such field
@@ -57,7 +57,8 @@ class Candidates:
     """A problem's n answers in sample order: their verdicts, their lengths in tokens and the scores of judges, if any.
 
     ``scores`` has by the name of a judge what it says of each answer, at least 0, or in a word why it says nothing;
-    only the first are needed, as many as the largest k, unless subsets are drawn of all.
+    only the first are needed, as many as the largest k, unless subsets are drawn of all. ``divergences`` are those of
+    the answers from the model that was steered, where one was.
     """
 
     problem_id: str
@@ -65,6 +66,7 @@ class Candidates:
     verdicts: tuple[Verdict, ...]
     num_tokens: tuple[int, ...]
     scores: Mapping[str, Sequence[float | str]] = field(default_factory=dict)
+    divergences: tuple[Divergence | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +126,40 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over problems with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanDivergence:
+    """KL(policy, reference) of an answer in nats: the mean over problems of the mean over their answers.
+
+    ``whole`` and ``sampled`` are those of ``types.Divergence``: before and after the sampler's top-k and top-p.
+    """
+
+    whole: Estimate
+    sampled: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The results and differences of one evaluation, and its counts (see ``evaluate``)."""
+    """The results and differences of one evaluation, and its counts (see ``evaluate``).
+
+    ``divergence`` is there where every answer has one. ``values`` has by label what every method gets on each of
+    ``problem_ids``, the judged ones in order.
+    """
 
     results: tuple[Result, ...]
     differences: tuple[Comparison, ...]
     categories: tuple[CategoryResult, ...]
     counts: dict
+    divergence: MeanDivergence | None = None
+    problem_ids: tuple[str, ...] = ()
+    values: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +167,8 @@ class Report:
     """The content of a ``results.json``: an evaluation and all that it was made from.
 
     ``num_samples`` is n, the answers a problem has (``most_samples`` where some have more). ``aggregator``,
-    ``prompt`` and ``usc_model`` are None where there was none. ``settings`` are the arguments of the run, of its
-    readers and of the answers.
+    ``prompt`` and ``usc_model`` are None where there was none; so is ``guidance``, by which a value model steered all
+    answers, and ``divergence``, how far. ``settings`` are the arguments of the run, of its readers and of the answers.
     """
 
     format: int = FORMAT
@@ -160,6 +189,13 @@ class Report:
     counts: dict
     settings: dict
     versions: dict
+    guidance: Guidance | None = None
+    divergence: MeanDivergence | None = None
+
+    @property
+    def eta(self) -> float:
+        """How hard a value model steered the answers; 0 where none did."""
+        return 0.0 if self.guidance is None else self.guidance.eta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +231,7 @@ def evaluate(
     equal: Equal = same_answer,
     subsamples: int | None = None,
     subsample_seed: int = 0,
+    unjudged: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Measure votes, and models that read the answers where there are any, on the problems that can be judged.
 
@@ -239,6 +276,8 @@ def evaluate(
         equal: whether two extracted answers are the same candidate.
         subsamples: how many subsets to draw of every problem's answers.
         subsample_seed: the same gives the same subsets of a problem, whichever others there are.
+        unjudged: problems to leave out as well, with the reason: those that another evaluation, which this one is to
+            be paired with, cannot judge (``find_unjudged``).
 
     Raises:
         UserError: no problem can be judged.
@@ -253,9 +292,12 @@ def evaluate(
     if subsamples is not None and (subsamples < 1 or readings):
         raise ValueError(f"subsamples={subsamples} with {len(readings)} readings: at least 1, with none")
     _check_scores(candidates, None if subsamples is not None else ks[-1])
-    judged, left_out = _split_judged(candidates, readings)
+    unjudged = find_unjudged(candidates, readings) | dict(unjudged or {})
+    judged = [c for c in candidates if c.problem_id not in unjudged]
+    left_out = Counter(unjudged[c.problem_id] for c in candidates if c.problem_id in unjudged)
     if not judged:
         raise UserError(f"none of the {len(candidates)} problems can be judged ({_count_words(left_out)})")
+    drifts_PD = _measure_drifts(judged)
     if subsamples is not None:
         judged = [_pad(c, most) for c in judged]
     measured = [
@@ -264,7 +306,7 @@ def evaluate(
     ]
     paired_with_pass = ks if subsamples is not None else [max(len(c.verdicts) for c in judged)]
     table_PM = np.array([m.values for m in measured], dtype=np.float64).T
-    means_RM = resample_means(table_PM)
+    means_RM = resample_means(np.hstack([table_PM, drifts_PD]))
     return Evaluation(
         results=tuple(
             Result(
@@ -288,6 +330,9 @@ def evaluate(
             "scores": _count_scores(candidates),
             "padded": sum(most - size for size in sizes) if subsamples is not None else 0,
         },
+        divergence=_mean_divergence(drifts_PD, means_RM[:, len(measured) :]),
+        problem_ids=tuple(c.problem_id for c in judged),
+        values={m.label: m.values for m in measured},
     )  # fmt: skip
 
 
@@ -310,17 +355,30 @@ def _count_scores(candidates: Sequence[Candidates]) -> dict[str, dict[str, int]]
     return {name: dict(found) for name, found in words.items()}
 
 
-def _split_judged(candidates: Sequence[Candidates], readings: Readings) -> tuple[list[Candidates], Counter[str]]:
-    """The problems with every verdict judged, and how many are not, by reason."""
-    judged, left_out = [], Counter()
+def find_unjudged(candidates: Sequence[Candidates], readings: Readings | None = None) -> dict[str, str]:
+    """The problems with a verdict that could not be judged, of an answer or a reader, and the reason of the first."""
+    found = {}
     for c in candidates:
-        verdicts = [*c.verdicts, *(found[c.problem_id][1] for found in readings.values())]
+        verdicts = [*c.verdicts, *(of_reader[c.problem_id][1] for of_reader in (readings or {}).values())]
         reason = next((verdict.reason for verdict in verdicts if verdict.correct is None), None)
-        if reason is None:
-            judged.append(c)
-        else:
-            left_out[reason] += 1
-    return judged, left_out
+        if reason is not None:
+            found[c.problem_id] = reason
+    return found
+
+
+def _measure_drifts(judged: Sequence[Candidates]) -> np.ndarray:
+    """The mean divergence of every problem's answers, ``whole`` and ``sampled``: (P, 2); (P, 0) where one has none."""
+    if any(not c.divergences or None in c.divergences for c in judged):
+        return np.zeros((len(judged), 0))
+    return np.array([
+        [_mean([d.whole for d in c.divergences if d]), _mean([d.sampled for d in c.divergences if d])] for c in judged
+    ])  # fmt: skip
+
+
+def _mean_divergence(drifts_PD: np.ndarray, means_RD: np.ndarray) -> MeanDivergence | None:
+    columns = zip(drifts_PD.T, means_RD.T, strict=True)
+    found = [Estimate(value=float(values.mean()), **_bounds(means)) for values, means in columns]
+    return MeanDivergence(whole=found[0], sampled=found[1]) if found else None
 
 
 def _pad(c: Candidates, num_answers: int) -> Candidates:
@@ -531,6 +589,9 @@ def describe(evaluation: Evaluation | Report) -> str:
     if fixed:
         notes.append(f"{', '.join(fixed)}: the same on every problem, so the interval is a point and says too little")
     counts = evaluation.counts
+    if evaluation.divergence:
+        whole, sampled = (nats(found) for found in (evaluation.divergence.whole, evaluation.divergence.sampled))
+        notes.append(f"KL to the reference, nats an answer: {whole}; as sampled, behind top-k and top-p: {sampled}")
     if counts["left_out"]:
         notes.append(f"left out, because not every answer can be judged: {_count_words(counts['left_out'])}")
     for words, judges in _group_skipped(counts["scores"]).items():
@@ -542,6 +603,15 @@ def describe(evaluation: Evaluation | Report) -> str:
         parts.append(format_table(readers))
     parts.append(format_table(_outcome_rows(counts)))
     return "\n\n".join([*parts, *notes])
+
+
+def nats(found: Estimate) -> str:
+    """A divergence with its interval.
+
+    >>> nats(Estimate(value=3.5, low=2.0, high=5.0))
+    '3.50 [2.00, 5.00]'
+    """
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _group_skipped(scores: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
@@ -576,7 +646,7 @@ def _describe_k(evaluation: Evaluation | Report, k: int, results: Sequence[Resul
     rows = [["method", "accuracy %", "95 % interval", f"- {baseline}", "p", "tokens", *(["spread"] * subsampled)]]
     for result in results:
         found = compared.get(result.label)
-        compared_cells = ["", ""] if found is None else [_difference_words(found), f"{found.p_value:.2g}"]
+        compared_cells = ["", ""] if found is None else [difference_words(found), f"{found.p_value:.2g}"]
         tokens = f"{result.answer_tokens + result.reader_tokens:.0f}"
         rows.append([result.label, percent(result.value), interval(result), *compared_cells, tokens])
         if subsampled:
@@ -591,7 +661,8 @@ def _describe_k(evaluation: Evaluation | Report, k: int, results: Sequence[Resul
     return lines
 
 
-def _difference_words(found: Comparison) -> str:
+def difference_words(found: Comparison) -> str:
+    """A difference in per cent with its interval."""
     return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import (
@@ -17,6 +17,7 @@ from tt_reasoning.evaluation import (
     PASS,
     SCORE_WEIGHTED,
     SINGLE,
+    Estimate,
     Report,
     Result,
     base_method,
@@ -41,6 +42,7 @@ _STYLES = {
     ORACLE: ("#b0b0b0", ".", ":"),
     PASS: ("#8c8c8c", ".", "--"),
 }
+_SERIES = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"), ("#009e73", "^", "-."), ("#882255", "D", ":"))  # over eta
 _JUDGE_LINES = ("-", "--", "-.", ":")  # of one method by several judges
 _PASS_1 = "pass@1"
 _DIFFICULTY_COLORS = {"all_wrong": "#e69f00", "mixed": "#56b4e9", "all_correct": "#009e73", "unjudged": "#d5d5d5"}
@@ -317,6 +319,60 @@ def _draw_line(
         places = [places[0] * shift]
         axes.errorbar(places, values, [[values[0] - lows[0]], [highs[0] - values[0]]], color=style["color"], capsize=3)
     axes.plot(places, values, **style, markersize=5, linewidth=1.8, label=f"{method}@k")
+
+
+class SteeredPoint(NamedTuple):
+    """One policy in a picture of accuracy against divergence: its report, and its KL to the reference."""
+
+    report: Report
+    whole: Estimate
+
+
+def plot_steering(series: Mapping[str, Sequence[SteeredPoint]], path: str | Path, methods: Sequence[str]) -> None:
+    """Draw accuracy against the KL to the reference, a panel a method, a line a series, a point an eta.
+
+    Bars both ways are the 95 % intervals; the number at a point is its eta. The dotted line is what the policy that did
+    not steer reaches.
+
+    Args:
+        series: by its name, rising by eta; a single one has no legend.
+        methods: labels such as ``pass@1``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 4.6 * len(methods), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(methods), squeeze=False)[0]
+    for axes, method in zip(panels, methods, strict=True):
+        for number, (name, points) in enumerate(series.items()):
+            _draw_steering(axes, name, points, method, number)
+        axes.set_title(method, size=11)
+        axes.set_xlabel("KL to the reference (nats an answer)")
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        _tidy(axes)
+    panels[0].set_ylabel("accuracy (%)")
+    if len(series) > 1:
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(series)), frameon=False)
+    reports = [point.report for points in series.values() for point in points]
+    measured = dict.fromkeys(f"{r.dataset}/{r.split}, {r.results[0].num_problems} problems" for r in reports)
+    told = f"{'; '.join(measured)}, 95 % intervals; the number at a point is eta"
+    figure.suptitle(f"Accuracy against divergence from the reference\n{told}", size=11)
+    save_figure(figure, path)
+
+
+def _draw_steering(axes: Axes, name: str, points: Sequence[SteeredPoint], method: str, number: int) -> None:
+    color, marker, line = _SERIES[number % len(_SERIES)]
+    found = [(p, r) for p in points for r in p.report.results if r.label == method]
+    places, values = [p.whole.value for p, _ in found], [100 * r.value for _, r in found]
+    sideways = [[p.whole.value - p.whole.low for p, _ in found], [p.whole.high - p.whole.value for p, _ in found]]
+    upright = [[100 * (r.value - r.low) for _, r in found], [100 * (r.high - r.value) for _, r in found]]
+    axes.errorbar(places, values, upright, sideways, fmt="none", ecolor=color, elinewidth=1, capsize=2, alpha=0.55)
+    axes.plot(places, values, color=color, marker=marker, linestyle=line, markersize=6, linewidth=1.8, label=name)
+    for (point, _), x, y in zip(found, places, values, strict=True):
+        text = axes.annotate(f"{point.report.eta:g}", (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8})
+        if not point.report.eta:
+            axes.axhline(y, color="#8c8c8c", linestyle=":", linewidth=1, zorder=0)
 
 
 def _tidy(axes: Axes) -> None:
