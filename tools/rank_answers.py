@@ -1,6 +1,7 @@
 """Score sampled answers with a judge, step by step: for best-of-n and weighted votes (tools/evaluate.py --scores).
 
-A judge is a checkpoint of this pack (it has judge.json) or a published one: Math-Shepherd, RLHFlow or Qwen2.5-Math-PRM
+A judge is a checkpoint of this pack (it has judge.json), a value model (value.json), which says what it expects of an
+answer that ends here (Q#-RM, arXiv 2502.20548), or a published one: Math-Shepherd, RLHFlow or Qwen2.5-Math-PRM
 (docs/judges.md). All answers to a question are scored with the question computed once. Writes a folder: steps.jsonl
 (a score for every step), skipped.jsonl (answers without a score, and why), scores.jsonl (one score an answer) and
 manifest.json. The same command goes on after a kill; with another --aggregate it makes scores.jsonl anew from the
@@ -41,13 +42,13 @@ class Arguments:
     answers: Path
     """Folder that generate_answers wrote."""
     judge: Path
-    """Folder of the judge: a checkpoint with judge.json, or a published one."""
+    """Folder of the judge: a checkpoint with judge.json or value.json, or a published one."""
     out: Path
     """Folder of the scores."""
     aggregate: Aggregate = "min"
     """What makes the steps' scores one."""
     format: FormName = "auto"
-    """Form of a published judge; auto goes by judge.json, the architecture and the folder's name."""
+    """Form of a published judge; auto goes by judge.json or value.json, the architecture and the folder's name."""
     split_style: SplitStyle = "auto"
     """Where a step begins: at Step 1: and so on, behind blank lines, or with every line; auto takes what fits."""
     engine: Literal["auto", "native", "vllm"] = "auto"
@@ -91,9 +92,10 @@ def main(args: Arguments) -> str:
     engine = _pick_engine(args, form)
     dtype, max_length = _pick_dtype(args, engine), _pick_length(args, form, engine)
     reader = Reader(form=form, tokenizer=tokenizer, style=args.split_style, max_length=max_length)
+    shown = {name: value for name, value in asdict(form).items() if value is not None}
     identity = {
         "answers": str(args.answers), "judge": str(args.judge), "weights": _describe(args.judge, form),
-        "form": asdict(form), "split_style": args.split_style, "max_length": max_length, "engine": engine,
+        "form": shown, "split_style": args.split_style, "max_length": max_length, "engine": engine,
         "dtype": dtype, "aggregate": _stored_aggregate(args.out) or args.aggregate,
     }  # fmt: skip
 

@@ -274,6 +274,21 @@ def get_prompt(name: str, folder: str | Path | None = None) -> Prompt:
     return _kept_prompt(name, str(folder))
 
 
+def restore_prompt(name: str, template: dict[str, Any] | None, where: str) -> Prompt:
+    """A prompt as a card keeps it: what its ``template`` says, or the one of that name where there is none.
+
+    Args:
+        where: names the card in an error.
+
+    Raises:
+        UserError: no template, and no such name.
+
+    >>> restore_prompt("mine", PROMPTS["steps"].template(), "value.json").render("2 + 2?")
+    'Problem: 2 + 2?\\nSolution:\\n'
+    """
+    return get_prompt(name) if template is None else replace(_parse_template(template, where), name=name)
+
+
 @functools.lru_cache
 def _kept_prompt(name: str, folder: str) -> Prompt:
     template = read_manifest(folder).get("arguments", {}).get("template")

@@ -26,7 +26,7 @@ from tt_reasoning.decoding import Decoder, open_decoder
 from tt_reasoning.errors import UserError
 from tt_reasoning.guidance import ValueCard, read_value_card
 from tt_reasoning.guidance.rules import steer, token_bonus
-from tt_reasoning.models.value_head import saved_head
+from tt_reasoning.models.value_head import ValueHead, saved_head
 from tt_reasoning.training import Process, build_model
 from tt_reasoning.types import Guidance
 
@@ -39,8 +39,18 @@ def load_value_model(folder: str | Path, process: Process, dtype: torch.dtype) -
     """
     card = read_value_card(folder)
     builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": str(folder)})
-    head = saved_head(folder)
-    return build_model(builder, str(folder), process, dtype, trainable=False, value_head=head), card
+    model = build_model(builder, str(folder), process, dtype, trainable=False, value_head=saved_head(folder))
+    check_head(folder, card, model.value_head)
+    return model, card
+
+
+def check_head(folder: str | Path, card: ValueCard, head: ValueHead) -> None:
+    """Refuse a value model whose card speaks of another head than it has."""
+    if (head.num_columns is not None, head.num_values) != (card.head == "Q", card.num_values):
+        raise UserError(
+            f"{folder}: its card speaks of a {card.head} head with {card.num_values} output(s), value_head/ is another "
+            f"({head.num_values} output(s), columns: {head.num_columns or 'none'}); save the checkpoint again"
+        )
 
 
 class ValueGuide:

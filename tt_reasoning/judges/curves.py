@@ -15,7 +15,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, NamedTuple
 
 from tt_reasoning.errors import UserError
-from tt_reasoning.judges.formats import Layout, TagFormat
+from tt_reasoning.judges.formats import EndFormat, Layout, TagFormat
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.plots import FORMATS, save_figure
 from tt_reasoning.steps import whole_span
@@ -57,7 +57,7 @@ def check_curve_path(path: str | Path) -> None:
 
 
 def lay_out_tokens(
-    form: TagFormat, tokenizer: ChatTokenizer, question: str, text: str
+    form: TagFormat | EndFormat, tokenizer: ChatTokenizer, question: str, text: str
 ) -> tuple[Layout, list[tuple[int, int]]]:
     """A question with an answer as a value head is shown it, read at every token of the answer.
 
@@ -72,10 +72,13 @@ def lay_out_tokens(
     if not spans:
         raise UserError("the answer is blank: there is nothing to draw")
     layout = form.lay_out(tokenizer, question, text, spans)
-    whole, begin, _ = form.text(question, text, spans)
-    offsets = tokenizer.tokenizer.encode(whole).offsets
-    read = [i for i in range(layout.start, len(offsets)) if offsets[i][1] > offsets[i][0]]  # an eos added is no text
     ((start, _),) = spans
+    if isinstance(form, EndFormat):
+        start, (whole, begin, special) = 0, form.text(tokenizer, question, text)
+    else:
+        whole, begin, special = *form.text(question, text, spans)[:2], True
+    offsets = tokenizer.tokenizer.encode(whole, add_special_tokens=special).offsets
+    read = [i for i in range(layout.start, len(offsets)) if offsets[i][1] > offsets[i][0]]  # an eos added is no text
     places = [(max(offsets[i][0] - begin, 0) + start, offsets[i][1] - begin + start) for i in read]
     return layout._replace(read=read), places
 
@@ -97,7 +100,7 @@ def read_pieces(
     if form.head != "value":
         spans, scores = [(step.start, step.end) for step in steps], [step.score or 0.0 for step in steps]
         return make_pieces(answer.text, spans, scores), "step"
-    assert isinstance(form.format, TagFormat)
+    assert isinstance(form.format, TagFormat | EndFormat)
     layout, spans = lay_out_tokens(form.format, tokenizer, problem.question, answer.text)
     judge = start()
     try:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
-from tt_reasoning.prompts import get_prompt
+from tt_reasoning.prompts import Prompt, get_prompt, split_begun
 from tt_reasoning.steps import Span
 
 
@@ -62,6 +62,30 @@ class TagFormat:
     def lay_out(self, tokenizer: ChatTokenizer, question: str, text: str, steps: Sequence[Span]) -> Layout:
         """The tokens of the whole text, encoded at once as inference engines do."""
         return lay_out_text(tokenizer, *self.text(question, text, steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndFormat:
+    """The answer behind its prompt as the model that wrote it saw both, then the end token, where the whole answer is
+    judged as one step."""
+
+    prompt: Prompt
+    end: int
+
+    def text(self, tokenizer: ChatTokenizer, question: str, text: str) -> tuple[str, int, bool]:
+        """The whole text, where the answer begins, in characters, and whether the tokenizer adds its own bos token."""
+        rendered = self.prompt.render(question, begun=text)
+        if isinstance(rendered, str):
+            return rendered, len(rendered) - len(text), True
+        chat, begun = split_begun(rendered)
+        whole = tokenizer.render_chat(chat, add_generation_prompt=True)
+        return whole + begun, len(whole), False
+
+    def lay_out(self, tokenizer: ChatTokenizer, question: str, text: str, steps: Sequence[Span]) -> Layout:
+        """The tokens as engines encode an answer that is gone on with (``ChatTokenizer.encode_prompt``)."""
+        whole, begin, special = self.text(tokenizer, question, text)
+        layout = lay_out_text(tokenizer, whole, begin, [len(whole)], special=special)
+        return Layout([*layout.tokens, self.end], layout.start, [len(layout.tokens)])
 
 
 def lay_out_text(

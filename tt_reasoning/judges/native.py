@@ -16,10 +16,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torchtune.modules import TransformerDecoder
 
+from tt_reasoning.guidance.decode import check_head
 from tt_reasoning.judges.formats import Layout, share_prompt
 from tt_reasoning.judges.forms import JudgeForm
 from tt_reasoning.judges.reading import read_labels
-from tt_reasoning.judges.values import value_scores
+from tt_reasoning.judges.values import return_scores, value_scores
+from tt_reasoning.losses import ReturnLoss
 from tt_reasoning.models.value_head import saved_head
 from tt_reasoning.prefix_tree import PackedRow, fill_rows, pack_groups
 from tt_reasoning.training import build_model, pick_dtype, start_process
@@ -59,8 +61,23 @@ class ValueReadout(NamedTuple):
         return value_scores(model, row, place_S, squash=self.squash)
 
 
+class ReturnReadout(NamedTuple):
+    """What a value model expects."""
+
+    loss: ReturnLoss
+
+    def __call__(self, model: TransformerDecoder, row: PackedRow, place_S: Tensor) -> Tensor:
+        """The mean return, as training measures it."""
+        return return_scores(model, row, place_S, self.loss)
+
+
 def open_readout(form: JudgeForm) -> Readout:
     """What is read of a judge."""
+    if form.value is not None:
+        card = form.value
+        return ReturnReadout(ReturnLoss(
+            kind=card.loss, num_atoms=card.num_atoms, low=card.low, high=card.high, target=card.target, eta=card.eta
+        ))  # fmt: skip
     return ValueReadout(form.squash) if form.head == "value" else LabelReadout(form.good, form.bad)
 
 
@@ -102,6 +119,8 @@ class NativeJudge:
         precision = pick_dtype(dtype or ("bf16" if on_gpu else "fp32"))
         head = saved_head(folder) if form.head == "value" else None
         self.model = build_model(builder, folder, process, precision, trainable=False, value_head=head)
+        if form.value is not None:
+            check_head(folder, form.value, self.model.value_head)
         self.device = process.device
         self.batch_tokens = batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchtune.modules import TransformerDecoder
 
+from tt_reasoning.losses import ReturnLoss
 from tt_reasoning.prefix_tree import PackedRow, run_row, token_logprobs
 
 
@@ -75,6 +76,18 @@ def value_scores(
         return model.value_head(model.norm(hidden_1TD[0, place_S])).squeeze(-1)
 
     return as_scores(run_row(model, row, read), squash=squash)
+
+
+@torch.no_grad()
+def return_scores(model: TransformerDecoder, row: PackedRow, place_S: Tensor, loss: ReturnLoss) -> Tensor:
+    """The mean returns that a value model expects behind solution tokens, cut to [0, 1]: S of them, fp32.
+
+    Args:
+        place_S: where the tokens stand, in positions of the row.
+        loss: by which it was trained.
+    """
+    tokens_S = torch.searchsorted(row.place_R, place_S)
+    return loss.mean_return(read_values(model, row, tokens_S=tokens_S).values_SA).clamp(0, 1)
 
 
 def as_scores(values: Tensor, *, squash: bool) -> Tensor:
