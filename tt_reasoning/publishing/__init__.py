@@ -240,8 +240,8 @@ def clean_file(path: str, source: Path, work: Path, base_model: str | None = Non
     """A file's content without the folders of this machine: the file itself where it names none.
 
     Manifests and results lose them everywhere, configs where they say what they were loaded from, records and rows to
-    learn from in the name of the model that answered. Texts (questions, answers) are never touched, nor is
-    ``judge.json``: what it says a step ends with may look like a path, and its prompt is a name.
+    learn from in the name of the model that answered. Texts (questions, answers) are never touched, nor are
+    ``judge.json`` and ``value.json``: what a step ends with may look like a path, and so may a prompt.
     """
     if source.suffix == ".jsonl":
         return _clean_records(source, work / "cleaned" / path)
@@ -256,7 +256,7 @@ def clean_file(path: str, source: Path, work: Path, base_model: str | None = Non
 
 _LOCAL = {
     kind: re.compile(rb'"%s"\s*:\s*"(?:/|~|\.\.|[A-Za-z]:|\\\\)' % key)
-    for kind, key in (("records", b"model"), ("rows", b"source"))
+    for kind, key in (("records", b"(?:value_)?model"), ("rows", b"source"))
 }
 
 

@@ -22,16 +22,19 @@ import yaml
 
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import AGGREGATOR, Report, format_table, interval, percent
+from tt_reasoning.guidance import CARD as VALUE
+from tt_reasoning.guidance import ValueCard
 from tt_reasoning.judges import JudgeCard
 from tt_reasoning.prm800k import HOME, LICENSE
 from tt_reasoning.problems import SOURCES
+from tt_reasoning.prompts import restore_prompt
 from tt_reasoning.publishing.privacy import scrub_paths
 from tt_reasoning.types import Sampling
 
 _MARK = re.compile(r"<!-- written by tt-reasoning: ([0-9a-f]{16}) -->\n\Z")
 _FRONT = re.compile(r"---\r?\n(.*?\r?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENSE_ID = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
-MODEL_KINDS = ("model", "adapter", "judge")
+MODEL_KINDS = ("model", "adapter", "judge", "value model")
 _MOST_ROWS = 12  # of a table of statistics inside another one: more, or numbers as names, is a histogram
 
 BASE_LICENSES: dict[str, dict[str, str]] = {  # of the models that tools/get_model.py knows
@@ -79,8 +82,8 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A judge on the problems that its training held out: a row of ``evaluations.jsonl``, of how many, and whether it
-    is the one with the lowest loss."""
+    """A judge or value model on the problems that its training held out: a row of ``evaluations.jsonl``, of how many,
+    and whether it is the one with the lowest loss."""
 
     figures: Mapping[str, Any]
     num_evaluations: int
@@ -108,6 +111,7 @@ class Subject:
     base_model: str | None = None
     prompt: str | None = None
     judge: JudgeCard | None = None
+    value: ValueCard | None = None
     held_out: HeldOut | None = None
     license: Mapping[str, Any] = field(default_factory=dict)
 
@@ -244,10 +248,10 @@ def _front_matter(subject: Subject) -> dict[str, Any]:
     fields |= {"pretty_name": subject.repo.partition("/")[2]} if not subject.is_model else {}
     fields["tags"] = _tags(subject)
     if subject.is_model:
-        # Not transformers for a judge: the Hub would offer to load it with a classifier's head that it does not have.
-        libraries = {"adapter": "peft", "judge": "tt-reasoning"}
+        # Not transformers for these: the Hub would offer to load it with a classifier's head that it does not have.
+        libraries = {"adapter": "peft", "judge": "tt-reasoning", "value model": "tt-reasoning"}
         fields |= {"library_name": libraries.get(subject.kind, "transformers")}
-        fields |= {"pipeline_tag": "text-classification" if subject.judge else "text-generation"}
+        fields |= {"pipeline_tag": "text-classification" if subject.judge or subject.value else "text-generation"}
         fields |= {"base_model": subject.base_model} if subject.base_model else {}
         fields |= {"model-index": index} if (index := _model_index(subject)) else {}
         return fields
@@ -278,6 +282,7 @@ def _tags(subject: Subject) -> list[str]:
         of_whole = subject.judge.outcome or subject.judge.head == "value"
         tags += ["reward-model", "outcome-reward-model" if of_whole else "process-reward-model"]
         tags += ["verifier"] if subject.judge.head == "value" else []
+    tags += ["value-model", "guided-decoding", "reward-model"] if subject.value else []
     return tags + (["process-reward-model"] if subject.kind == "steps" else [])
 
 
@@ -344,6 +349,8 @@ def _hub_name(source: str) -> str:
 def _use(subject: Subject) -> str:
     if subject.judge:
         return _use_judge(subject, subject.judge)
+    if subject.value:
+        return _use_value(subject, subject.value)
     if subject.kind == "adapter":
         base = subject.base_model or "BASE"
         code = (
@@ -409,6 +416,50 @@ def _use_judge(subject: Subject, judge: JudgeCard) -> str:
     )
 
 
+_RULES = {  # what is added to a token's logit
+    "bernoulli": "ln(1 - p + p e^eta), p being the sigmoid of its output: the chance that the answer will be right",
+    "expectation": "ln p, p being the sigmoid of its output, which learned exp(eta (R - 1)) of the return R",
+    "categorical": "ln of the sum over returns z of p(z) e^(eta z), p being the softmax of its outputs",
+}
+
+
+def _use_value(subject: Subject, value: ValueCard) -> str:
+    name = subject.repo.partition("/")[2]
+    etas = "0 1 5 10" if value.eta is None else f"0 {value.eta:g}"
+    only = "" if value.eta is None else f" It was trained for eta {value.eta:g} alone."
+    return (
+        "## Use\n\n```\n"
+        f"hf download {subject.repo} --local-dir values/{name}\n"
+        f"python tools/generate_answers.py --engine guided --model REFERENCE --value-model values/{name} --eta {etas} "
+        "--dataset gsm8k --num-samples 8 --out answers/guided\n"
+        "python tools/check_answers.py --answers answers/guided\n"
+        "python tools/evaluate.py --answers answers/guided --out results/guided\n"
+        f"python tools/rank_answers.py --answers ANSWERS --judge values/{name} --out scores/run\n```\n\n"
+        "With tt-reasoning: REFERENCE is the model whose answers it learned from, or another with the same vocabulary. "
+        "`eta` is the inverse of the paper's temperature: the larger, the harder it steers; 0 does not steer."
+        f"{only} Its rule is `{value.rule}`: to the logit of a likely token is added {_RULES[value.rule]}. "
+        "`evaluate` says accuracy and divergence from the reference for every eta. `rank_answers` scores finished "
+        "answers, for best-of-n (Q#-RM). transformers and vLLM load the weights as a language model, which by itself "
+        f"says no value.\n\n### What it reads, and where\n\n{_describe_value(value)}"
+    )
+
+
+def _describe_value(value: ValueCard) -> str:
+    """The prompt that answers stand behind, and which state says what."""
+    shown = restore_prompt(value.prompt, value.template, VALUE).render("{question}")
+    form = "the text" if isinstance(shown, str) else "the chat, by the model's own chat template,"
+    outputs = "one output" if value.num_values == 1 else (
+        f"{value.num_values} outputs for returns from {value.low:g} to {value.high:g},"
+    )
+    where = f"A V head with {outputs} is read in the state that has seen a token: it says what the token is worth."
+    if value.head == "Q":
+        where = (
+            f"A Q head with {outputs} for every token of the vocabulary is read in the state before: it says what that "
+            "token would be worth."
+        )
+    return f"Answers stand behind {form} {_quote(shown)} of the prompt `{value.prompt}`, written here as JSON. {where}"
+
+
 def _describe_reading(judge: JudgeCard) -> str:
     """The text of a question with a solution as the judge is shown it, and what makes the score."""
     from tt_reasoning.judges.formats import TagFormat  # with torch
@@ -433,8 +484,8 @@ def _describe_reading(judge: JudgeCard) -> str:
     return " ".join(lines)
 
 
-def _quote(text: str) -> str:
-    """A text as JSON in code, whatever it holds.
+def _quote(text: Any) -> str:
+    """A text, or a chat, as JSON in code, whatever it holds.
 
     >>> _quote("\\n"), _quote("`")
     ('`"\\\\n"`', '`` "`" ``')
@@ -449,7 +500,7 @@ def _how_made(subject: Subject) -> str:
         tool, arguments = subject.manifest.get("tool"), subject.manifest.get("arguments", {})
         lines.append(f"By `{tool}` of tt-reasoning, with:\n\n```json\n{json.dumps(arguments, indent=2)}\n```")
     if subject.samplings:
-        named = [dataclasses.asdict(sampling) for sampling in subject.samplings]
+        named = _sampling_rows(subject.samplings)
         same = {key: value for key, value in named[0].items() if all(row[key] == value for row in named)}
         rows = [["sampling", "value"], *([key, _plain(value)] for key, value in same.items() if value is not None)]
         rows += [[key, ", ".join(sorted({_plain(row[key]) for row in named}))] for key in named[0] if key not in same]
@@ -457,6 +508,17 @@ def _how_made(subject: Subject) -> str:
     if subject.manifest and (versions := subject.manifest.get("versions")):
         lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
     return "## How it was made\n\n" + "\n\n".join(lines) if lines else ""
+
+
+def _sampling_rows(samplings: Sequence[Sampling]) -> list[dict[str, Any]]:
+    """Samplings as rows of the same keys, with those of their guidance where any has one."""
+    rows = [dataclasses.asdict(sampling) for sampling in samplings]
+    guidances = [row.pop("guidance") for row in rows]
+    keys = dict.fromkeys(key for guidance in guidances for key in guidance or ())
+    return [
+        row | {f"guidance: {key}": guidance and guidance[key] for key in keys}
+        for row, guidance in zip(rows, guidances, strict=True)
+    ]
 
 
 def _plain(value: Any) -> str:
@@ -492,15 +554,17 @@ def _held_out(held_out: HeldOut) -> str:
     """What the training measured; only figures that there are."""
     figures = held_out.figures
     rows = [["on held-out problems", "value"], ["problems", f"{figures['problems']:,}"]]
-    rows.append(["labels", f"{figures['steps']:,}"])
+    names = (("labels", "steps"), ("answers", "sequences"), ("their tokens", "tokens"))
+    rows += [[name, f"{figures[key]:,}"] for name, key in names if key in figures]
     if figures.get("auc") is not None:
         low, high = figures["auc_low"], figures["auc_high"]
         rows.append(["ROC-AUC, 95 % interval", f"{figures['auc']:.3f} [{low:.3f}, {high:.3f}]"])
     if figures.get("first_error_f1") is not None:
         rows.append(["first-error F1 (ProcessBench)", f"{figures['first_error_f1']:.3f}"])
-    names = (("accuracy %", "accuracy"), ("right labels %", "good_share"))
+    right = "right labels %" if "steps" in figures else "right answers %"
+    names = (("accuracy %", "accuracy"), (right, "good_share"))
     rows += [[name, percent(figures[key])] for name, key in names if figures.get(key) is not None]
-    names = (("calibration error", "calibration_error"), ("loss", "loss"))
+    names = (("calibration error", "calibration_error"), ("loss", "loss"), ("explained variance", "explained_variance"))
     rows += [[name, f"{figures[key]:.3f}"] for name, key in names if figures.get(key) is not None]
     text = (
         format_table(rows, markdown=True) + "\n\nMeasured by the training itself, on problems that it held out of the "
@@ -517,10 +581,11 @@ def _held_out(held_out: HeldOut) -> str:
 def _reported(subject: Subject) -> str:
     rows = [["run", "answers of", "benchmark", "k", "method", "accuracy %", "95 % interval", "problems"]]
     for name, report in subject.reports.items():
+        steered = f", eta {report.eta:g}" if report.guidance else ""
         for result in report.results:
             rows.append([
-                _plain(name), _plain(report.model), f"{report.dataset}/{report.split}", str(result.k), result.method,
-                percent(result.value), interval(result), str(result.num_problems),
+                _plain(name), _plain(report.model) + steered, f"{report.dataset}/{report.split}", str(result.k),
+                result.method, percent(result.value), interval(result), str(result.num_problems),
             ])  # fmt: skip
     return (
         format_table(rows, markdown=True)
@@ -551,6 +616,10 @@ def _limits(subject: Subject) -> str:
         limits += ["It compares solutions; it writes none, and a high score is no proof that one is right."]
         limits += ["Of solutions unlike those it learned from (their subject, their writer, how they are split into "
                    "steps) nothing is known but what stands here."]  # fmt: skip
+    elif subject.value:
+        limits += ["Its values are of how one reference model goes on, on problems like those it learned from: of "
+                   "another model or other problems nothing is known but what stands here."]  # fmt: skip
+        limits += ["What is steered harder goes further from the reference, and can turn worse: measure both."]
     elif subject.is_model:
         limits += ["What it writes can be wrong and sound right; nothing is known of it but what stands here."]
         if subject.prompt:

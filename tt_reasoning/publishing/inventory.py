@@ -1,8 +1,8 @@
 """What a folder holds that can be published: its kind, its tables, and all that its card can say about it.
 
 Folders of this project say much themselves: the manifest what made them, the records which benchmarks they are from
-and how answers were sampled, ``stats.json``, ``results.json`` and a judge's ``judge.json`` the rest. Answer sets
-without a Parquet file get one here, which ``datasets.load_dataset`` reads.
+and how answers were sampled, ``stats.json``, ``results.json``, ``judge.json`` of a judge and ``value.json`` of a value
+model the rest. Answer sets without a Parquet file get one here, which ``datasets.load_dataset`` reads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from tt_reasoning.answer_sets.tables import write_parquet
 from tt_reasoning.errors import UserError
 from tt_reasoning.evaluation import RESULTS, Report, percent, read_report
 from tt_reasoning.generation import ANSWERS, PROBLEMS, USAGE
+from tt_reasoning.guidance import CARD as VALUE
+from tt_reasoning.guidance import read_value_card
+from tt_reasoning.guidance.sweep import SWEEP, name_policies, read_sweep
 from tt_reasoning.judges import CARD as JUDGE
 from tt_reasoning.judges import JudgeCard, read_card
 from tt_reasoning.judges.held_out import EVALUATIONS, best_evaluation
@@ -38,7 +41,8 @@ from tt_reasoning.steps import STEPS
 from tt_reasoning.types import Answer, AnswerSet, Problem, Rating, Sampling, Score, Step, Verdict
 
 Kind = Literal[
-    "answer sets", "answers", "results", "steps", "scores", "SFT data", "model", "adapter", "judge", "dataset"
+    "answer sets", "answers", "results", "steps", "scores", "SFT data", "model", "adapter", "judge", "value model",
+    "dataset",
 ]  # fmt: skip
 Content = Path | bytes  # of a file to publish: a file here, or what is to stand in its place
 
@@ -72,10 +76,15 @@ def recognise(folder: Path) -> Kind:
         if missing := [name for name in wanted if not (folder / name).exists()]:
             raise UserError(f"{folder} is not finished: no {missing[0]}; run {tool} again to finish it")
         return kind
+    if tool == "evaluate guidance":
+        first = read_sweep(folder / SWEEP).policies[-1].folder if (folder / SWEEP).exists() else "eta_N"
+        raise UserError(f"{folder} holds evaluations of several policies; name one: --folder {folder / first}")
     config, adapter = folder / "config.json", folder / "adapter_config.json"
     weights = any(folder.glob("*.safetensors"))
     if weights and (config.exists() or adapter.exists()):
-        return "adapter" if not config.exists() else "judge" if (folder / JUDGE).exists() else "model"
+        named: dict[str, Kind] = {JUDGE: "judge", VALUE: "value model"}
+        of_card = (kind for name, kind in named.items() if (folder / name).exists())
+        return next(of_card, "model") if config.exists() else "adapter"
     if config.exists() or adapter.exists():
         raise UserError(f"{folder} has a model's config but no *.safetensors: weights as pickles are not published")
     steps = sorted(folder.glob("step_*"), key=lambda path: (len(path.name), path.name))
@@ -96,7 +105,10 @@ def name_kind(kind: Kind) -> str:
     >>> name_kind("model"), name_kind("answer sets")
     ('a model', 'answer sets')
     """
-    return {"model": "a model", "adapter": "an adapter", "judge": "a judge", "dataset": "data"}.get(kind, kind)
+    return {
+        "model": "a model", "adapter": "an adapter", "judge": "a judge", "value model": "a value model",
+        "dataset": "data",
+    }.get(kind, kind)  # fmt: skip
 
 
 def check_weights(folder: Path) -> None:
@@ -178,6 +190,8 @@ def describe(
         known |= _describe_dataset(contents, known.get("manifest"))
     elif kind == "judge":
         known |= _describe_judge(folder, base_model)
+    elif kind == "value model":
+        known |= _describe_value_model(folder, base_model)
     else:
         known |= _describe_model(folder, kind, base_model)
     return Subject(**known, reports=reports | _read_reports(results))
@@ -375,9 +389,12 @@ def _describe_results(contents: dict[str, Content], report: Report) -> dict[str,
             files = {split_name(report.split): path}
             tables.append(Table(name=split_name(table), files=files, num_rows=count, record=record))
     k = " and ".join(map(str, report.num_answers))
+    steered = ""
+    if report.guidance:
+        steered = f", steered by `{scrub_paths(report.guidance.value_model)}` ({name_policies([report.guidance])[0]}),"
     return {
         "what": (
-            f"An evaluation of {k} answers a problem, sampled by `{scrub_paths(report.model)}`, on "
+            f"An evaluation of {k} answers a problem, sampled by `{scrub_paths(report.model)}`{steered or ','} on "
             f"{report.num_problems:,} problems of {report.dataset} ({report.split}): votes"
             + "".join(f", and the answers of {reader}" for reader in readers)
             + "."
@@ -597,18 +614,40 @@ def _describe_judge(folder: Path, base_model: str | None) -> dict[str, Any]:
     """A judge by its card, and by the folder of the run that made it where it still lies in that."""
     judge, card = read_card(folder), read_json(folder / JUDGE)
     assert judge is not None
-    if judge.head == "value" and (missing := [name for name in _VALUE_HEAD if not (folder / name).exists()]):
-        raise UserError(f"{folder}: its {JUDGE} speaks of a value head, and {missing[0]} is not there; save it again")
     known = {"what": _name_judge(judge, _start(base_model)), "judge": judge}
     facts = list(_describe_weights(folder, "judge", card))
     if judge.head == "value":
-        facts.append("`value_head/`: the head alone, beside the weights of the language model")
+        facts.append(_describe_head(folder, JUDGE))
+    return known | {"facts": tuple(facts)} | _describe_run(folder, card)
+
+
+def _describe_value_model(folder: Path, base_model: str | None) -> dict[str, Any]:
+    """A value model likewise."""
+    value, card = read_value_card(folder), read_json(folder / VALUE)
+    facts = [*_describe_weights(folder, "value model", card), _describe_head(folder, VALUE)]
+    what = (
+        f"A value model (Q#, [arXiv 2502.20548](https://arxiv.org/abs/2502.20548)){_start(base_model)}: of a question "
+        "with the beginning of an answer it says how likely the answer will be right when the reference model goes on "
+        "from there. It steers that model token by token, without training it."
+    )
+    return {"what": what, "value": value, "facts": tuple(facts)} | _describe_run(folder, card)
+
+
+def _describe_head(folder: Path, card: str) -> str:
+    """What the folder of a value head is. Raises UserError where it is not all there."""
+    if missing := [name for name in _VALUE_HEAD if not (folder / name).exists()]:
+        raise UserError(f"{folder}: its {card} speaks of a value head, and {missing[0]} is not there; save it again")
+    return "`value_head/`: the head alone, beside the weights of the language model"
+
+
+def _describe_run(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """The run that made a checkpoint, and what it measured on held-out problems, where it still lies in that."""
     run = folder.resolve().parent
     if folder.resolve().name == f"step_{card.get('step')}" and (run / store.MANIFEST).exists():
         manifest = json.loads(scrub_json(json.dumps(store.read_manifest(run))))
         if manifest.get("tool") == card.get("recipe"):
-            known |= {"manifest": manifest, "held_out": _read_held_out(run, card["step"])}
-    return known | {"facts": tuple(facts)}
+            return {"manifest": manifest, "held_out": _read_held_out(run, card["step"])}
+    return {}
 
 
 def _name_judge(judge: JudgeCard, start: str) -> str:

@@ -132,7 +132,7 @@ def text_blocks(path: Path) -> Iterator[bytes]:
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _ANY_STRING = re.compile(_STRING)
 _BY_KEY = {
-    "records": re.compile(rf'("model"\s*:\s*)({_STRING})'),
+    "records": re.compile(rf'("(?:value_)?model"\s*:\s*)({_STRING})'),
     "rows": re.compile(rf'("source"\s*:\s*)({_STRING})'),
     "configs": re.compile(
         rf'("(?:\w*name_or_path|tokenizer_file|vocab_file|special_tokens_map_file)"\s*:\s*)({_STRING})'
@@ -167,8 +167,8 @@ def scrub_json(text: str, *, only: str | None = None) -> str:
     """JSON (one value or lines) with ``scrub_paths`` of its strings; everything else stays as it is, byte for byte.
 
     Args:
-        only: ``records``: of the values of ``model`` alone; ``rows``: of those of ``source``; ``configs``: of those
-            that name where a model or tokenizer was loaded from. None: of every string.
+        only: ``records``: of the values of ``model`` and ``value_model`` alone; ``rows``: of those of ``source``;
+            ``configs``: of those that name where a model or tokenizer was loaded from. None: of every string.
 
     >>> scrub_json('{"text": "/a/b", "sampling": {"model": "/a/b"}}', only="records")
     '{"text": "/a/b", "sampling": {"model": "b"}}'
