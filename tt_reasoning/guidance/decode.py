@@ -8,7 +8,8 @@ How it departs from the paper's code: one pass of the value model a token in pla
 values are never stored, so nothing has to be rolled back; prompts of any lengths side by side, without padding; a
 sample that is done leaves the batch; tokens that are no candidates follow a stated rule (``rules.steer``).
 
-Shapes: M rows, K candidates, V vocabulary, D width of the value model, A outputs of its head a token.
+Shapes: M rows, K candidates, T tokens of a row in a pass, V vocabulary, D width of the value model, A outputs of its
+head a token.
 """
 
 from __future__ import annotations
@@ -65,6 +66,31 @@ class ValueGuide:
     def __init__(self, model: TransformerDecoder, card: ValueCard, guidance: Guidance, num_tokens: int) -> None:
         self.model, self.card, self.guidance, self.num_tokens = model, card, guidance, num_tokens
 
+    def pick(self, logits_MV: Tensor) -> Tensor:
+        """The tokens that the value model is asked about: [M, K]."""
+        if 0 < self.guidance.top_k < self.num_tokens:
+            return logits_MV[:, : self.num_tokens].topk(self.guidance.top_k, -1).indices
+        return torch.arange(self.num_tokens, device=logits_MV.device).expand(len(logits_MV), -1)
+
+    def lay_out(self, newest_M: Tensor, candidates_MK: Tensor) -> Tensor:
+        """The tokens of a pass, [M, T]: of every row the newest, and for a V head the candidates behind it."""
+        newest_M1 = newest_M[:, None]
+        return torch.cat([newest_M1, candidates_MK], 1) if self.card.head == "V" else newest_M1
+
+    def read(self, hidden_MTD: Tensor, candidates_MK: Tensor) -> Tensor:
+        """The candidates' values, [M, K, A], from the states before the final norm of the tokens of ``lay_out``."""
+        if self.card.head == "V":
+            return self.model.value_head(self.model.norm(hidden_MTD[:, 1:]))
+        num_candidates = candidates_MK.shape[1]
+        columns_MK = None if num_candidates == self.num_tokens else candidates_MK
+        return self.model.value_head(self.model.norm(hidden_MTD[:, 0]), columns_MK)[:, :num_candidates]
+
+    def steer(self, logits_MV: Tensor, candidates_MK: Tensor, values_MKA: Tensor) -> Tensor:
+        """Guided logits, fp32 (``rules.steer``)."""
+        guidance, card = self.guidance, self.card
+        bonus_MK = token_bonus(values_MKA, guidance.eta, guidance.rule, card.low, card.high)
+        return steer(logits_MV, candidates_MK, bonus_MK, guidance.outside)
+
     @contextlib.contextmanager
     def open(
         self, prompts: Sequence[Sequence[int]], counts: Sequence[int], max_new_tokens: int
@@ -112,31 +138,15 @@ class ValueSteering:
 
     def steer(self, logits_MV: Tensor, newest_M: Tensor | None) -> Tensor:
         """Guided logits, fp32 (``rules.steer``)."""
-        guide, guidance, card = self._guide, self._guide.guidance, self._guide.card
         if newest_M is None:
             newest_M = torch.tensor(self._newest, device=logits_MV.device)
-        known_MV = logits_MV[:, : guide.num_tokens]
-        if 0 < guidance.top_k < guide.num_tokens:
-            candidates_MK = known_MV.topk(guidance.top_k, -1).indices
-        else:
-            candidates_MK = torch.arange(guide.num_tokens, device=logits_MV.device).expand(len(logits_MV), -1)
-        values_MKA = self._ask(newest_M, candidates_MK)
-        bonus_MK = token_bonus(values_MKA, guidance.eta, guidance.rule, card.low, card.high)
-        return steer(logits_MV, candidates_MK, bonus_MK, guidance.outside)
+        candidates_MK = self._guide.pick(logits_MV)
+        return self._guide.steer(logits_MV, candidates_MK, self._ask(newest_M, candidates_MK))
 
     def _ask(self, newest_M: Tensor, candidates_MK: Tensor) -> Tensor:
         """What the value model says of each candidate, from one pass."""
-        model = self._guide.model
-        if self._guide.card.head == "V":
-            tokens_MT = torch.cat([newest_M[:, None], candidates_MK], 1)
-            return self._decoder.step(tokens_MT, lambda hidden_MTD: model.value_head(model.norm(hidden_MTD[:, 1:])))
-        every = candidates_MK.shape[1] == self._guide.num_tokens
-
-        def read(hidden_MTD: Tensor) -> Tensor:
-            values_MKA = model.value_head(model.norm(hidden_MTD[:, 0]), None if every else candidates_MK)
-            return values_MKA[:, : candidates_MK.shape[1]]
-
-        return self._decoder.step(newest_M[:, None], read)
+        tokens_MT = self._guide.lay_out(newest_M, candidates_MK)
+        return self._decoder.step(tokens_MT, lambda hidden_MTD: self._guide.read(hidden_MTD, candidates_MK))
 
     def keep(self, kept: Sequence[int]) -> None:
         """Let all rows but these go."""
