@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import write_tiny_model
-from tiny_values import write_value_model
+from tiny_values import draw_guided_slowly, values_alone, write_value_model
 from torch import Tensor
 from torchtune.modules import TransformerDecoder
 
@@ -20,7 +20,7 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.guidance.decode import ValueGuide, load_value_model
 from tt_reasoning.guidance.rules import steer, token_bonus
 from tt_reasoning.models import ChatTokenizer
-from tt_reasoning.rollout import draw_tokens, generate, token_probs, uniform
+from tt_reasoning.rollout import generate, token_probs
 from tt_reasoning.training import Process
 from tt_reasoning.types import Guidance
 
@@ -47,35 +47,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_model(folder: Path) -> TransformerDecoder:
     """The policy, as the native engine holds it."""
     return TuneEngine(str(folder)).model
-
-
-@torch.no_grad()
-def values_alone(value: TransformerDecoder, head: str, tokens: list[int], candidate: int) -> Tensor:
-    """What the value model says of a candidate behind some tokens, from one pass over all of them and no cache."""
-    hidden: list[Tensor] = []
-    row = [*tokens, candidate] if head == "V" else tokens
-    handle = value.norm.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
-    value(torch.tensor([row]))
-    handle.remove()
-    state_D = value.norm(hidden[0][0, -1])
-    return value.value_head(state_D) if head == "V" else value.value_head(state_D, torch.tensor([candidate]))[0]
-
-
-@torch.no_grad()
-def draw_guided_slowly(
-    policy: TransformerDecoder, guide: ValueGuide, prompt: list[int], seed: int, num_tokens: int, **sampling: float
-) -> list[int]:
-    """Guided tokens by recomputing both models whole for every token and every candidate."""
-    tokens: list[int] = []
-    guidance, card = guide.guidance, guide.card
-    for step in range(num_tokens):
-        logits_1V = policy(torch.tensor([prompt + tokens]))[:, -1]
-        candidates_1K = logits_1V[:, : guide.num_tokens].topk(guidance.top_k or guide.num_tokens).indices
-        values = [values_alone(guide.model, card.head, prompt + tokens, c) for c in candidates_1K[0].tolist()]
-        bonus_1K = token_bonus(torch.stack(values)[None], guidance.eta, guidance.rule, card.low, card.high)
-        probs_1V = token_probs(steer(logits_1V, candidates_1K, bonus_1K, guidance.outside), **sampling)
-        tokens.append(draw_tokens(probs_1V, uniform(torch.tensor([seed]), step)).item())
-    return tokens
 
 
 def open_guide(home: Path, name: str, **guidance: object) -> ValueGuide:
@@ -105,20 +76,20 @@ def test_candidates_in_one_pass_are_candidates_in_passes_of_their_own(home: Path
             found_3KA = decoder.step(newest, lambda hidden: value.value_head(value.norm(hidden[:, 1:])))
             for row, tokens in enumerate(begun):
                 # A cached pass that left anything of an earlier step's candidates behind would show from step 1 on.
-                wanted = torch.stack([values_alone_cached(value, tokens, c) for c in candidates])
+                wanted = values_alone_cached(value, tokens, candidates)
                 torch.testing.assert_close(found_3KA[row], wanted, atol=2e-5, rtol=1e-5)
                 tokens.append(candidates[step])
     assert wanted.std() > 0.1
 
 
 @torch.no_grad()
-def values_alone_cached(value: TransformerDecoder, tokens: list[int], candidate: int) -> Tensor:
+def values_alone_cached(value: TransformerDecoder, tokens: list[int], candidates: list[int]) -> Tensor:
     """As ``values_alone``, on a model whose layers have caches at work: they are set aside for the pass."""
     layers = [layer.attn for layer in value.layers]
     held = [(layer.kv_cache, layer.cache_enabled) for layer in layers]
     for layer in layers:
         layer.kv_cache, layer.cache_enabled = None, False
-    found = values_alone(value, "V", tokens, candidate)
+    found = values_alone(value, "V", tokens, candidates)
     for layer, (cache, enabled) in zip(layers, held, strict=True):
         layer.kv_cache, layer.cache_enabled = cache, enabled
     return found
@@ -202,7 +173,7 @@ def test_the_divergence_is_that_of_the_tokens_drawn(home: Path) -> None:
         with torch.no_grad():
             logits_1V = policy(torch.tensor([tokens]))[:, -1]
         candidates = logits_1V[:, :259].topk(6).indices
-        values = torch.stack([values_alone(guide.model, "V", tokens, c) for c in candidates[0].tolist()])
+        values = values_alone(guide.model, "V", tokens, candidates[0].tolist())
         steered = steer(logits_1V, candidates, token_bonus(values[None], 3.0, "bernoulli"))
         q, p = (logits_1V / 0.8).softmax(-1)[0].double(), (steered / 0.8).softmax(-1)[0].double()
         drawn = token_probs(steered, **sampling)[0].double()

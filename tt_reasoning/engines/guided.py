@@ -54,7 +54,7 @@ class GuidedEngine(TuneEngine):
         if value_model is None:
             raise UserError("engine guided needs a value model: give --value-model FOLDER (recipe qsharp_classifier)")
         read_value_card(value_model)
-        check_same_vocabulary(ChatTokenizer(model), ChatTokenizer(value_model))
+        check_same_vocabulary(ChatTokenizer(model).tokenizer, ChatTokenizer(value_model).tokenizer)
 
     def _open_guide(self, guidance: Guidance | None) -> ValueGuide | None:
         """The guide of a batch; none without guidance."""

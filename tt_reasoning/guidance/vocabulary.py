@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from tt_reasoning.errors import UserError
-from tt_reasoning.models.tokenizer import ChatTokenizer
 
 
-def check_same_vocabulary(policy: ChatTokenizer, value: ChatTokenizer) -> None:
+class Vocabulary(Protocol):
+    """A tokenizer of any library."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token with its id, added ones included."""
+        ...
+
+
+def check_same_vocabulary(policy: Vocabulary, value: Vocabulary) -> None:
     """Refuse a value model in whose vocabulary some id is another token than in the policy's.
 
     Equal lengths prove nothing: a token more at one place and one less at another shift all between them. How texts
@@ -15,7 +24,7 @@ def check_same_vocabulary(policy: ChatTokenizer, value: ChatTokenizer) -> None:
     Raises:
         UserError: the first id of which the two say different things.
     """
-    ours, theirs = ({i: token for token, i in t.tokenizer.get_vocab().items()} for t in (policy, value))
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (policy, value))
     for i in sorted(ours.keys() | theirs.keys()):
         if ours.get(i) != theirs.get(i):
             named = [f"'{found[i]}'" if i in found else "no token" for found in (ours, theirs)]
