@@ -52,7 +52,7 @@ class EngineOptions:
     num_workers: int | None = None
     """ray: copies of the model on the cluster; as many as fit unless given."""
     value_model: str | None = None
-    """guided: checkpoint of the value model that steers (recipe qsharp_classifier)."""
+    """guided, vllm: checkpoint of the value model that steers (recipe qsharp_classifier)."""
     base_url: str | None = None
     """openai: address of the server, such as http://localhost:8000/v1; OPENAI_BASE_URL or OpenAI unless given."""
     keys: str | None = None

@@ -15,17 +15,21 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tt_reasoning.engines.base import Completion, Failure, Request, check_room, collect
 from tt_reasoning.errors import UserError, unknown_name
+from tt_reasoning.guidance import ValueCard, check_guidance, read_value_card
+from tt_reasoning.guidance.vocabulary import Vocabulary, check_same_vocabulary
 from tt_reasoning.prompts import Rendered, split_begun
+from tt_reasoning.types import Guidance
 
 if TYPE_CHECKING:
     from vllm import LLM
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# Read by vLLM and its libraries when they load; what the user has set is left alone.
+# What the user has set is left alone.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a scheduler in another process batches by arrival time
     "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about the choices made below
@@ -51,31 +55,41 @@ def check_vllm(dtype: str) -> None:
         raise unknown_name("dtype", dtype, DTYPES)
 
 
+def _set_environment() -> None:
+    """What vLLM and its libraries read when they load; torch loads some of them."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def open_llm(
     model: str,
     *,
     dtype: str,
     max_model_len: int | None = None,
     gpu_memory_utilization: float | None = None,
+    value_model: str | None = None,
     **options: Any,
 ) -> LLM:
     """vLLM with a model, set up to be repeatable, and on a CPU as its engine needs it there.
 
     Args:
-        model, dtype, max_model_len, gpu_memory_utilization: as for ``VllmEngine``.
+        model, dtype, max_model_len, gpu_memory_utilization, value_model: as for ``VllmEngine``.
         options: more arguments of vLLM's ``LLM``.
 
     Raises:
         UserError: vLLM is not installed, or an unknown dtype.
     """
     check_vllm(dtype)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     from vllm import LLM, EngineArgs
     from vllm.platforms import current_platform
 
     options |= {"dtype": DTYPES[dtype]}
+    if value_model is not None:
+        from tt_reasoning.guidance.vllm import prepare_options
+
+        options |= prepare_options(value_model)
     if gpu_memory_utilization is not None:
         options["gpu_memory_utilization"] = gpu_memory_utilization
     if current_platform.is_cpu():
@@ -102,9 +116,12 @@ class VllmEngine:
         tensor_parallel_size: how many GPUs share the model.
         gpu_memory_utilization: share of a GPU's memory for weights and cache; None is vLLM's default. A
             CPU keeps VLLM_CPU_KVCACHE_SPACE GiB of cache instead (4 unless set).
+        value_model: folder of a checkpoint of ``qsharp_classifier`` with the model's vocabulary, for requests with
+            guidance (``guidance.vllm``). Their completions have no divergence. At most 64 requests run side by side.
 
     Raises:
-        UserError: vLLM is not installed, or an unknown dtype.
+        UserError: vLLM is not installed, or an unknown dtype; no value model, one with another vocabulary, or a
+            max_model_len above what it was built for.
 
     Example:
         ``VllmEngine("models/smollm2-135m").generate([Request(prompt="2 + 2 =", max_new_tokens=8, temperature=0)])``
@@ -119,7 +136,9 @@ class VllmEngine:
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float | None = None,
+        value_model: str | None = None,
     ) -> None:
+        self.check(model, value_model=value_model, max_model_len=max_model_len)
         self._llm = open_llm(
             model,
             revision=revision,
@@ -127,14 +146,38 @@ class VllmEngine:
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,
+            value_model=value_model,
         )
         self._tokenizer = self._llm.get_tokenizer()
         self.max_model_len: int = self._llm.model_config.max_model_len
+        self.value_folder = value_model
+        if value_model is not None:
+            self._card, tokenizer, own = _read_value_model(value_model)
+            check_same_vocabulary(self._tokenizer, tokenizer)
+            self.max_model_len = min(self.max_model_len, own)
+
+    @staticmethod
+    def check(
+        model: str, *, value_model: str | None = None, max_model_len: int | None = None, **options: object
+    ) -> None:
+        """Raise the UserErrors about a value model that show without loading one."""
+        if value_model is None:
+            return
+        _, tokenizer, own = _read_value_model(value_model)
+        if max_model_len and max_model_len > own:
+            raise UserError(f"max_model_len={max_model_len} is above the value model's {own}")
+        if Path(model).is_dir():  # vLLM gets the tokenizer of a model of the Hub
+            from tt_reasoning.models.tokenizer import ChatTokenizer
+
+            check_same_vocabulary(ChatTokenizer(model).tokenizer, tokenizer)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
         """One completion a request, in order; requests with an equal prompt share its prefill.
 
         A prompt that leaves no room for its ``max_new_tokens`` is a failure (``too_long``), never cut.
+
+        Raises:
+            UserError: a request with guidance that this engine cannot give.
         """
         return collect(self.stream(requests))
 
@@ -161,6 +204,7 @@ class VllmEngine:
                         max_tokens=request.max_new_tokens,
                         stop=list(request.stop),
                         include_stop_str_in_output=True,
+                        extra_args=self._guide(request.guidance),
                     )
                 )
         if not asked:
@@ -184,6 +228,18 @@ class VllmEngine:
         """The failure that a request would be for its length."""
         return check_room(len(self._tokenize(request.prompt)), request.max_new_tokens, self.max_model_len)
 
+    def _guide(self, guidance: Guidance | None) -> dict[str, Any] | None:
+        """What tells vLLM how a request is to be guided."""
+        if guidance is None:
+            return None
+        if guidance.value_model != self.value_folder:
+            own = self.value_folder or "none; give it a value_model"
+            raise UserError(f"a request is to be guided by {guidance.value_model}, this engine has {own}")
+        check_guidance(guidance, self._card)
+        from tt_reasoning.guidance.vllm import request_arguments
+
+        return request_arguments(guidance)
+
     def _tokenize(self, prompt: Rendered) -> list[int]:
         """Token ids, so that nothing downstream adds a second beginning-of-text to a rendered chat."""
         if isinstance(prompt, str):
@@ -195,6 +251,16 @@ class VllmEngine:
     def close(self) -> None:
         """Free the model."""
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _read_value_model(folder: str) -> tuple[ValueCard, Vocabulary, int]:
+    """The card of a value model, its tokenizer, and the most tokens that it reads."""
+    card = read_value_card(folder)
+    _set_environment()
+    from tt_reasoning.models.builders import read_max_seq_len
+    from tt_reasoning.models.tokenizer import ChatTokenizer
+
+    return card, ChatTokenizer(folder).tokenizer, read_max_seq_len(folder)
 
 
 def _to_completion(output: Any) -> Completion:
