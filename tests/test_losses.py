@@ -332,6 +332,11 @@ def test_the_mean_return_undoes_the_target() -> None:
         ({"kind": "categorical", "num_atoms": 1}, "config key loss.num_atoms: 1 is below 2"),
         ({"kind": "categorical", "low": 1.0}, "config key loss.low: 1 is not below loss.high=1"),
         ({"kind": "mse", "low": -1.0}, "mse learns returns in .0, 1."),
+        ({"low": None}, "config key loss.low: found None, wanted a number"),
+        ({"eta": "five"}, "config key loss.eta: found 'five', wanted a number"),
+        ({"target": "expectation", "eta": NAN}, "config key loss.eta: found nan, wanted a number"),
+        ({"target": "expectation", "eta": math.inf}, "config key loss.eta: found inf, wanted a number"),
+        ({"kind": "categorical", "num_atoms": 2.5}, "config key loss.num_atoms: found 2.5, wanted a whole number"),
     ],
 )
 def test_a_returns_loss_that_there_is_not_is_refused(arguments: dict, message: str) -> None:

@@ -10,6 +10,7 @@ steps of the row; A values a token.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -401,6 +402,8 @@ class ReturnLoss:
         for name, value, known in (("kind", kind, get_args(LossKind)), ("target", target, get_args(Target))):
             if value not in known:
                 raise unknown_name(f"value of config key loss.{name}", str(value), known)
+        for name, value in (("num_atoms", num_atoms), ("low", low), ("high", high), ("eta", eta)):
+            _check_number(name, value, whole=name == "num_atoms", optional=name == "eta")
         if kind == "categorical":
             _check_atoms(num_atoms, low, high)
         elif (low, high) != (0, 1):
@@ -500,6 +503,13 @@ def project(returns_S: Tensor, num_atoms: int, low: float, high: float) -> Tenso
     place_S = torch.where((place_S - nearest_S).abs() < 1e-5, nearest_S, place_S)  # 0.3 in fp32 is the atom 0.3
     atoms_A = torch.arange(num_atoms, device=returns_S.device)
     return (1 - (place_S[:, None] - atoms_A).abs()).clamp(min=0).float()
+
+
+def _check_number(name: str, value: object, *, whole: bool, optional: bool) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+        raise UserError(f"config key loss.{name}: found {value!r}, wanted a {'whole ' if whole else ''}number")
 
 
 def _check_atoms(num_atoms: int, low: float, high: float) -> None:
