@@ -49,6 +49,12 @@ class ValueCard:
     target: Target = "bernoulli"
     eta: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.loss == "categorical" and not (self.num_atoms >= 2 and self.low < self.high):
+            raise ValueError(f"{self.num_atoms} atoms from {self.low:g} to {self.high:g}")
+        if self.target == "expectation" and (self.loss == "categorical" or self.eta is None or not self.eta > 0):
+            raise ValueError(f"target expectation with loss {self.loss} and eta {self.eta}")
+
     @property
     def rule(self) -> Rule:
         """The rule of guidance that this model was trained for (``rules.token_bonus``)."""
@@ -99,8 +105,10 @@ def read_value_card(model: str | Path) -> ValueCard:
         raise UserError(f"{model} has no {CARD}: not a value model (recipe qsharp_classifier trains one)")
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(row, dict):
+            raise ValueError("no JSON object")
         return load_record(ValueCard, {name: value for name, value in row.items() if name not in ("recipe", "step")})
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not the card of a value model: {error}") from None
 
 
