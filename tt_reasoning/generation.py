@@ -209,7 +209,7 @@ def describe_draw(sampling: Sampling) -> str:
     >>> describe_draw(Sampling(model="m", prompt="p", guidance=Guidance(value_model="v", eta=5)))
     '0.7, eta 5'
     """
-    eta = "" if sampling.guidance is None else f", eta {sampling.guidance.eta:g}"
+    eta = "" if sampling.guidance is None else f", eta {sampling.guidance.told_eta}"
     return f"{sampling.temperature}{eta}"
 
 

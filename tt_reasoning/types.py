@@ -87,7 +87,18 @@ class Guidance:
     outside: Outside = "exclude"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eta", float(self.eta))  # 1 and 1.0 are one guidance
+        object.__setattr__(self, "eta", float(self.eta) + 0.0)  # 1 and 1.0 are one guidance, so are 0 and -0.0
+
+    @property
+    def told_eta(self) -> str:
+        """``eta`` as short as it can be told, another for each.
+
+        >>> Guidance(value_model="v", eta=5).told_eta, Guidance(value_model="v", eta=0.12345678).told_eta
+        ('5', '0.12345678')
+        >>> Guidance(value_model="v", eta=-0.0).told_eta
+        '0'
+        """
+        return repr(self.eta).removesuffix(".0")
 
 
 @dataclass(frozen=True, kw_only=True)

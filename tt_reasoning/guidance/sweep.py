@@ -105,8 +105,7 @@ def name_policies(guidances: Sequence[Guidance | None]) -> list[str]:
         more += [models[guidance.value_model]] if "value_model" in several else []
         more += [f"top_k {guidance.top_k}"] if "top_k" in several else []
         more += [f"{guidance.outside} outside"] if "outside" in several else []
-        eta = repr(guidance.eta).removesuffix(".0")
-        return f"eta={eta}" + (f" ({', '.join(more)})" if more else "")
+        return f"eta={guidance.told_eta}" + (f" ({', '.join(more)})" if more else "")
 
     labels = [label(guidance) for guidance in guidances]
     if twice := next((name for name in labels if labels.count(name) > 1), None):
