@@ -221,6 +221,7 @@ def test_folders_that_are_no_finished_collections_of_one_prompt_are_refused(
     for sources, prompt, message in (
         ([], "auto", r"dataset.sources=\[\]: give a list of folders"),
         (good, "auto", "give a list of folders"),
+        ([None], "auto", "give a list of folders"),
         ([good, str(tmp_path / "nowhere")], "auto", "no such folder"),
         ([good, begun], "auto", f"not finished; the command that began it goes on: .* --out {begun}"),
         ([good, other], "auto", f"{good} was collected with prompt steps, {other} with question"),
@@ -229,4 +230,7 @@ def test_folders_that_are_no_finished_collections_of_one_prompt_are_refused(
     ):
         with pytest.raises(UserError, match=message):
             qsharp_dataset(tokenizer, sources, prompt)
+    for name in ("max_tokens", "max_solutions"):
+        with pytest.raises(UserError, match=f"config key dataset.{name}: 0 is below 1"):
+            qsharp_dataset(tokenizer, [good], **{name: 0})
     assert qsharp_dataset(tokenizer, [good], "steps").prompt == PROMPT

@@ -76,8 +76,11 @@ def qsharp_dataset(
     A row of ``examples.jsonl``: ``{"id": "9f…", "problem_id": "38…", "split": "train", "begun": "2 + 2", "text":
     " = 4", "ended": true, "whole": false, "correct": true}``
     """
-    if isinstance(sources, str) or not sources:
+    if isinstance(sources, str) or not sources or not all(isinstance(source, str | Path) for source in sources):
         raise UserError(f"config key dataset.sources={sources!r}: give a list of folders, such as [rollouts/r1]")
+    for name, value in (("max_tokens", max_tokens), ("max_solutions", max_solutions)):
+        if value < 1:
+            raise UserError(f"config key dataset.{name}: {value} is below 1")
     rules = _Rules(max_tokens=max_tokens, max_solutions=max_solutions, switch_token_only=switch_token_only)
     found = _find_prompt(sources, prompt)
     left_out = ExamplesLeftOut()
