@@ -68,6 +68,8 @@ def test_every_eta_is_a_draw_of_its_own_and_eta_0_is_the_unguided_one(home: Path
         (["--engine", "guided", "--value-model", "policy", "--eta", "1"], "policy has no value.json"),
         (["--engine", "guided", "--value-model", "value", "--eta", "1", "--guide-top-k", "0"], "give 1 to 1024"),
         (["--engine", "guided"], "engine guided needs a value model"),
+        (["--engine", "guided", "--value-model", "value", "--eta", "1", "--dtype", "fp16"], "takes fp32 or bf16"),
+        (["--engine", "tune", "--dtype", "fp16"], "takes fp32 or bf16"),
         (["--engine", "tune", "--value-model", "value", "--eta", "1"], "option of engine tune"),
         (
             ["--engine", "guided", "--value-model", "value", "--eta", "1", "--guide-rule", "categorical"],

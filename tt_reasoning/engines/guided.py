@@ -37,7 +37,7 @@ class GuidedEngine(TuneEngine):
         batch_size: int = 32,
         max_model_len: int | None = None,
     ) -> None:
-        self.check(model, value_model=value_model)
+        self.check(model, value_model=value_model, dtype=dtype)
         own = read_max_seq_len(value_model)
         if max_model_len and max_model_len > own:
             raise UserError(f"max_model_len={max_model_len} is above the value model's {own}")
@@ -53,6 +53,7 @@ class GuidedEngine(TuneEngine):
         """Raise the UserErrors that show without loading a model."""
         if value_model is None:
             raise UserError("engine guided needs a value model: give --value-model FOLDER (recipe qsharp_classifier)")
+        TuneEngine.check(model, **options)
         read_value_card(value_model)
         check_same_vocabulary(ChatTokenizer(model).tokenizer, ChatTokenizer(value_model).tokenizer)
 

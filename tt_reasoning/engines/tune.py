@@ -52,6 +52,12 @@ class TuneEngine:
         self.batch_size = batch_size
         self.max_model_len = max_model_len or self.model.max_seq_len
 
+    @staticmethod
+    def check(model: str, *, dtype: str | None = None, **options: object) -> None:
+        """Raise the UserErrors that show without loading the model."""
+        if dtype not in (None, "fp32", "bf16"):
+            raise UserError(f"--dtype {dtype} is for engine vllm; the native sampler takes fp32 or bf16")
+
     def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
         """One completion a request, in order; a prompt that leaves no room for its completion is a failure."""
         return collect(self.stream(requests))
