@@ -28,7 +28,7 @@ from tt_reasoning.engines.options import EngineOptions, GuideOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Draw, begun_chunk_size, keep_problems
 from tt_reasoning.grading import DEFAULT_TIMEOUT_S, Fallback, Grader
-from tt_reasoning.guidance import read_value_card
+from tt_reasoning.guidance import find_other_prompt
 from tt_reasoning.problems import read_part
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.qsharp import (
@@ -134,8 +134,8 @@ def main(args: Arguments) -> str:
     if first.kind == "code":
         raise UserError(f"--dataset {args.dataset} asks for code: a roll-out is graded by its result")
     prompt = load_prompt(args.prompt or default_prompt(first.kind))
-    if guidance is not None:
-        _check_prompt(guidance.value_model, prompt.name)
+    if guidance is not None and (said := find_other_prompt(guidance.value_model, prompt.name)):
+        raise UserError(f"{said}; name that one")
     chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(args.num_samples)
     sampling = Sampling(
         model=args.ref_model, revision=args.engine.revision, prompt=prompt.name, temperature=args.temperature,
@@ -200,12 +200,6 @@ def _choose_engines(engine: EngineOptions) -> tuple[EngineOptions, EngineOptions
         name=GUIDED, value_model=engine.value_model, dtype=engine.dtype, max_model_len=engine.max_model_len
     )
     return guided, replace(engine, value_model=None)
-
-
-def _check_prompt(value_model: str, prompt: str) -> None:
-    trained = read_value_card(value_model).prompt
-    if trained != prompt:
-        raise UserError(f"--value-model {value_model} learned behind prompt {trained}, not {prompt}; name that one")
 
 
 def _load_tokenizer(args: Arguments) -> ChatTokenizer:

@@ -33,6 +33,7 @@ from tt_reasoning.generation import (
     keep_problems,
     plan_draws,
 )
+from tt_reasoning.guidance import find_other_prompt
 from tt_reasoning.problems import read_part
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.store import open_run, write_json
@@ -107,6 +108,8 @@ def main(args: Arguments) -> str:
     chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(args.num_samples)
     if 0 in args.temperatures and args.num_samples > 1:
         print(f"temperature 0 is greedy: one answer to each problem there, not {args.num_samples}", file=sys.stderr)
+    if args.engine.value_model and (said := find_other_prompt(args.engine.value_model, prompt.name)):
+        print(f"warning: {said}: of answers behind this one it may know little", file=sys.stderr)
     identity = {name: getattr(args, name) for name in _IDENTITY}
     identity |= {"prompt": prompt.name, "template": prompt.template(), "chunk_size": chunk_size}
     identity |= args.engine.identity()

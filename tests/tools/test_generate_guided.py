@@ -37,7 +37,7 @@ def run(home: Path, out: str, *more: str) -> subprocess.CompletedProcess[str]:
 def test_every_eta_is_a_draw_of_its_own_and_eta_0_is_the_unguided_one(home: Path) -> None:
     guided = ["--engine", "guided", "--value-model", "value", "--guide-top-k", "5"]
     first = run(home, "answers", *guided, "--eta", "0")
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == 0 and "learned behind" not in first.stderr, first.stderr
     more = run(home, "answers", *guided, "--eta", "0", "3", "--guide_rule", "mean")
     assert more.returncode == 2 and "guide_rule was 'auto', now 'mean'" in more.stderr
     more = run(home, "answers", *guided, "--eta", "0", "3")
@@ -57,6 +57,13 @@ def test_every_eta_is_a_draw_of_its_own_and_eta_0_is_the_unguided_one(home: Path
     assert len(by_eta[3]) == 6
     stats = json.loads((home / "answers" / "stats.json").read_text())
     assert sorted(stats) == ["1.0, eta 0", "1.0, eta 3"] and stats["1.0, eta 3"]["answers"] == 6
+
+
+def test_a_value_model_that_learned_behind_another_prompt_is_warned_of(home: Path) -> None:
+    guided = ["--engine", "guided", "--value-model", "value", "--eta", "1", "--limit", "1", "--prompt", "question"]
+    found = run(home, "behind", *guided)
+    assert found.returncode == 0, found.stderr
+    assert "warning: --value-model value learned behind prompt steps, not question" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,12 @@ def read_value_card(model: str | Path) -> ValueCard:
         raise UserError(f"{path}: not the card of a value model: {error}") from None
 
 
+def find_other_prompt(model: str | Path, prompt: str) -> str | None:
+    """Says that the answers which a value model learned from stood behind another prompt; None where it is this one."""
+    trained = read_value_card(model).prompt
+    return None if trained == prompt else f"--value-model {model} learned behind prompt {trained}, not {prompt}"
+
+
 def check_guidance(guidance: Guidance, card: ValueCard) -> None:
     """Refuse guidance that this value model cannot give, or cannot give in reasonable time.
 
