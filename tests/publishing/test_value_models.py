@@ -41,6 +41,7 @@ def test_a_value_model_says_what_it_is_how_it_steers_and_what_was_measured(tmp_p
     for line in (
         "A value model (Q#, [arXiv 2502.20548](https://arxiv.org/abs/2502.20548)), trained from [Qwen/Qwen2.5-0.5B]",
         "python tools/generate_answers.py --engine guided --model REFERENCE --value-model values/demo --eta 0 1 5 10 ",
+        "--dataset gsm8k --prompt steps --num-samples 8 --out answers/guided\n",
         "python tools/rank_answers.py --answers ANSWERS --judge values/demo --out scores/run\n",
         "`eta` is the inverse of the paper's temperature: the larger, the harder it steers; 0 does not steer.",
         "Its rule is `bernoulli`: to the logit of a likely token is added ln(1 - p + p e^eta)",

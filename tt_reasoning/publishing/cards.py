@@ -27,7 +27,7 @@ from tt_reasoning.guidance import ValueCard
 from tt_reasoning.judges import JudgeCard
 from tt_reasoning.prm800k import HOME, LICENSE
 from tt_reasoning.problems import SOURCES
-from tt_reasoning.prompts import restore_prompt
+from tt_reasoning.prompts import PROMPTS, restore_prompt
 from tt_reasoning.publishing.privacy import scrub_paths
 from tt_reasoning.types import Sampling
 
@@ -427,11 +427,12 @@ def _use_value(subject: Subject, value: ValueCard) -> str:
     name = subject.repo.partition("/")[2]
     etas = "0 1 5 10" if value.eta is None else f"0 {value.eta:g}"
     only = "" if value.eta is None else f" It was trained for eta {value.eta:g} alone."
+    prompt = f"--prompt {value.prompt} " if value.prompt in PROMPTS else ""  # else a file, which the card shows below
     return (
         "## Use\n\n```\n"
         f"hf download {subject.repo} --local-dir values/{name}\n"
         f"python tools/generate_answers.py --engine guided --model REFERENCE --value-model values/{name} --eta {etas} "
-        "--dataset gsm8k --num-samples 8 --out answers/guided\n"
+        f"--dataset gsm8k {prompt}--num-samples 8 --out answers/guided\n"
         "python tools/check_answers.py --answers answers/guided\n"
         "python tools/evaluate.py --answers answers/guided --out results/guided\n"
         f"python tools/rank_answers.py --answers ANSWERS --judge values/{name} --out scores/run\n```\n\n"
