@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -190,6 +191,21 @@ def test_both_models_run_in_bf16(home: Path) -> None:
     guidance = Guidance(value_model=str(home / "V-atoms"), eta=5, rule="categorical")
     found = engine.generate([Request(prompt="a question", max_new_tokens=6, seed=s, guidance=guidance) for s in (0, 1)])
     assert all(math.isfinite(c.divergence.whole) and c.divergence.whole > 0 for c in found)
+
+
+def test_the_highest_token_is_a_candidate_where_ids_below_it_are_none(home: Path, tmp_path: Path) -> None:
+    """Such as an end token behind ids that were left free."""
+    for name, write in (("policy", write_tiny_model), ("value", write_value_model)):
+        path = write(tmp_path / name) / "tokenizer.json"
+        row = json.loads(path.read_text())
+        row["model"]["vocab"]["<|im_end|>"] = row["added_tokens"][-1]["id"] = 300
+        path.write_text(json.dumps(row))
+    engine = GuidedEngine(str(tmp_path / "policy"), value_model=str(tmp_path / "value"))
+    assert (engine.tokenizer.eos_id, engine.tokenizer.vocab_size) == (300, 259)
+    guide = engine._open_guide(Guidance(value_model=str(tmp_path / "value"), eta=1.0, top_k=1))
+    logits_MV = torch.zeros(1, 320).index_fill(1, torch.tensor([300]), 5.0)
+    with guide.open([[1, 2]], [1], 2) as steering, torch.no_grad():
+        assert steering.steer(logits_MV, None).isfinite().nonzero().tolist() == [[0, 300]]
 
 
 def test_a_value_model_of_another_vocabulary_is_refused_though_it_has_as_many_tokens(

@@ -64,7 +64,7 @@ class GuidedEngine(TuneEngine):
         if guidance.value_model != self.value_folder:
             raise UserError(f"a request is to be guided by {guidance.value_model}, this engine has {self.value_folder}")
         check_guidance(guidance, self.card)
-        return ValueGuide(self.value_model, self.card, guidance, self.tokenizer.vocab_size)
+        return ValueGuide(self.value_model, self.card, guidance, self.tokenizer.num_ids)
 
     def close(self) -> None:
         """Free both models."""

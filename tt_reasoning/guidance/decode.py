@@ -60,7 +60,7 @@ class ValueGuide:
     Args:
         model: with its value head, in ``eval`` mode; of any size, with the policy's vocabulary.
         guidance: allowed by ``check_guidance``. With eta 0 the value model is not asked at all.
-        num_tokens: of the vocabulary. The models' own tables may be longer; what stands there is no token.
+        num_tokens: ids of the vocabulary. The models' own tables may be longer; what stands there is no token.
     """
 
     def __init__(self, model: TransformerDecoder, card: ValueCard, guidance: Guidance, num_tokens: int) -> None:

@@ -94,6 +94,11 @@ class ChatTokenizer:
         return self.tokenizer.get_vocab_size()
 
     @property
+    def num_ids(self) -> int:
+        """One more than the highest token id: above ``vocab_size`` where ids in between are no tokens."""
+        return 1 + max(self.tokenizer.get_vocab().values())
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """Every special token with its id."""
         return {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
