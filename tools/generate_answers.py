@@ -13,9 +13,11 @@ Example: python tools/generate_answers.py --model models/smollm2-135m --dataset 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -36,9 +38,10 @@ from tt_reasoning.generation import (
 from tt_reasoning.guidance import find_other_prompt
 from tt_reasoning.problems import read_part
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
+from tt_reasoning.qsharp import read_sides
 from tt_reasoning.store import open_run, write_json
 from tt_reasoning.tool import check_truncation, require_positive, run_tool
-from tt_reasoning.types import Guidance, Sampling
+from tt_reasoning.types import Guidance, Problem, Sampling
 
 _MUCH = 0.1  # of the answers cut: then a warning
 
@@ -63,6 +66,8 @@ class Arguments:
     """How many problems from --start on, in place of --end."""
     shard: str | None = None
     """i/n: of these problems the i-th of every n, so that n runs with 1/n to n/n share them."""
+    held_out: Path | None = None
+    """Of these problems those alone that a --rounds-file of collect_qsharp holds out."""
     num_samples: int = 4
     """Answers to each problem at each temperature; one at temperature 0."""
     temperatures: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--temperature",))] = (0.7,)
@@ -103,6 +108,8 @@ def main(args: Arguments) -> str:
         args.dataset, args.split, data_files=args.data_files, start=args.start, end=args.end, limit=args.limit,
         shard=args.shard,
     )  # fmt: skip
+    if args.held_out is not None:
+        problems = _take_held_out(problems, args.held_out)
     first = next(problems)  # a mistake shows before a folder is made
     prompt = load_prompt(args.prompt or default_prompt(first.kind), args.system_prompt)
     chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(args.num_samples)
@@ -142,6 +149,18 @@ def main(args: Arguments) -> str:
         print(_summary(counts, args.out))
     check_complete(counts)
     return _summary(counts, args.out)
+
+
+def _take_held_out(problems: Iterable[Problem], path: Path) -> Iterator[Problem]:
+    if not path.is_file():
+        raise UserError(f"--held-out {path}: no such file; name a --rounds-file of tools/collect_qsharp.py")
+    sides, found = read_sides(path), False
+    for problem in problems:
+        if sides.get(problem.id) == "eval":
+            found = True
+            yield problem
+    if not found:
+        raise UserError(f"--held-out {path} holds out none of these problems")
 
 
 def _check_numbers(args: Arguments) -> None:

@@ -13,7 +13,7 @@ from tiny import write_tiny_model
 from tiny_values import write_value_model
 
 from tt_reasoning.store import read_records
-from tt_reasoning.types import Answer
+from tt_reasoning.types import Answer, problem_id
 
 TOOL = [sys.executable, str(Path(__file__).parents[2] / "tools" / "generate_answers.py")]
 
@@ -57,6 +57,19 @@ def test_every_eta_is_a_draw_of_its_own_and_eta_0_is_the_unguided_one(home: Path
     assert len(by_eta[3]) == 6
     stats = json.loads((home / "answers" / "stats.json").read_text())
     assert sorted(stats) == ["1.0, eta 0", "1.0, eta 3"] and stats["1.0, eta 3"]["answers"] == 6
+
+
+def test_the_problems_that_a_collection_held_out_are_asked_alone(home: Path) -> None:
+    ids = [problem_id(f"{n} + {n}?") for n in range(3)]
+    (home / "rounds").write_text(json.dumps({ids[0]: "train", ids[1]: "eval"}))  # the third was never collected
+    found = run(home, "held", "--engine", "tune", "--held-out", "rounds")
+    assert found.returncode == 0, found.stderr
+    assert {answer.problem_id for answer in read_records(home / "held" / "answers.jsonl", Answer)} == {ids[1]}
+    (home / "rounds").write_text(json.dumps(dict.fromkeys(ids, "train")))
+    for name, told in (("rounds", "--held-out rounds holds out none of these problems"), ("nowhere", "no such file")):
+        found = run(home, "none", "--engine", "tune", "--held-out", name)
+        assert found.returncode == 2 and told in found.stderr and "Traceback" not in found.stderr, found.stderr
+    assert not (home / "none").exists()
 
 
 def test_a_value_model_that_learned_behind_another_prompt_is_warned_of(home: Path) -> None:
