@@ -107,7 +107,8 @@ class Divergence:
 
     With z the reference's logits, z' the guided ones and T the temperature, ``whole`` is of softmax(z' / T),
     ``sampled`` of what the tokens were really drawn from, after top-k and top-p; both against the whole softmax(z / T).
-    Without guidance ``whole`` is 0 and ``sampled`` is what truncation alone comes to.
+    Without guidance ``whole`` is 0 and ``sampled`` is what truncation alone comes to. At temperature 0 both are of the
+    one token that is drawn, against softmax(z), and so above 0 without guidance too.
     """
 
     whole: float
