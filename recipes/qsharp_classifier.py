@@ -338,6 +338,7 @@ def make_card(run: Run) -> guidance.ValueCard:
         high=loss.high,
         target=loss.target,
         eta=loss.eta,
+        end=run.data.end,
     )
 
 

@@ -29,7 +29,7 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Draw, begun_chunk_size, keep_problems
 from tt_reasoning.grading import DEFAULT_TIMEOUT_S, Fallback, Grader
 from tt_reasoning.guidance import find_other_prompt
-from tt_reasoning.problems import read_part
+from tt_reasoning.problems import SOURCES, read_part
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.qsharp import (
     EXAMPLES,
@@ -62,7 +62,7 @@ class Arguments:
     out: Path
     """Folder of the collection; the same command goes on with it."""
     split: str = "train"
-    """Split of the benchmark."""
+    """Split of the benchmark; of a benchmark with a single one, train is that one: problems are held out here."""
     data_files: str | None = None
     """Local file with the benchmark's rows, in place of the Hub."""
     start: int = 0
@@ -127,8 +127,8 @@ def main(args: Arguments) -> str:
     if args.rounds_file is not None:
         read_sides(args.rounds_file)
     problems = read_part(
-        args.dataset, args.split, data_files=args.data_files, start=args.start, end=args.end, limit=args.limit,
-        shard=args.shard,
+        args.dataset, _choose_split(args), data_files=args.data_files, start=args.start, end=args.end,
+        limit=args.limit, shard=args.shard,
     )  # fmt: skip
     first = next(problems)  # a mistake shows before a folder is made
     if first.kind == "code":
@@ -160,6 +160,13 @@ def main(args: Arguments) -> str:
         stats = write_examples(plan, sides, prompt.stop, folder)
     _warn(stats, args)
     return _summary(stats, written, complete, args.out)
+
+
+def _choose_split(args: Arguments) -> str:
+    source = SOURCES.get(args.dataset)
+    if args.split != "train" or args.data_files or source is None or len(source.splits) != 1:
+        return args.split
+    return source.splits[0]
 
 
 def _identify(args: Arguments, prompt: Prompt, chunk_size: int) -> dict[str, object]:

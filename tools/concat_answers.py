@@ -189,6 +189,8 @@ def open_pool(args: Arguments, excluded: dict[Path, set[str]]) -> AnswerPool:
     folders = [open_answers(folder, temperature=args.temperature) for folder in args.answers]
     for folder in folders:
         require_verdicts(folder)
+        if len(folder.guidances) > 1:
+            raise UserError(f"{folder.path} holds answers of several etas, a set is of one: draw it into a new folder")
     pool = pool_answers(folders, mix_splits=args.mix_splits)
     require_pool_samples(pool, least_and_most(args))
     if not args.drop_excluded:

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny_model
+from tiny_values import write_value_model
 
+from tt_reasoning.engines.guided import GuidedEngine
 from tt_reasoning.errors import UserError
 from tt_reasoning.guidance import ValueCard, read_value_card, value_card_row
 
@@ -40,3 +43,12 @@ def test_what_is_no_card_is_a_users_mistake(tmp_path: Path, content: dict | str,
 def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "value.json").write_text(json.dumps(CARD | {"recipe": "qsharp_classifier", "step": 4}))
     assert value_card_row(read_value_card(tmp_path)) == CARD
+
+
+def test_a_value_model_that_knows_another_end_than_the_policy_is_refused(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "policy")  # its answers end at token 258
+    write_value_model(tmp_path / "other", end=256)
+    with pytest.raises(UserError, match="end at token 256, the policy's end at 258; train it with tokenizer.path"):
+        GuidedEngine.check(str(tmp_path / "policy"), value_model=str(tmp_path / "other"))
+    write_value_model(tmp_path / "same", end=258)
+    GuidedEngine.check(str(tmp_path / "policy"), value_model=str(tmp_path / "same"))

@@ -15,7 +15,7 @@ import pytest
 from tiny import write_byte_tokenizer, write_tiny_model
 from tiny_values import write_value_model
 
-from tools.collect_qsharp import Arguments, main
+from tools.collect_qsharp import Arguments, _choose_split, main
 from tt_reasoning.answer_sets import open_answers, require_verdicts
 from tt_reasoning.datasets import qsharp_dataset
 from tt_reasoning.engines.base import Request
@@ -311,3 +311,11 @@ def test_every_roll_out_has_its_verdict(arguments: Arguments) -> None:
     rollouts = [answer.id for answer in read_records(arguments.out / "rollouts.jsonl", Answer)]
     verdicts = read_records(arguments.out / "rollout_verdicts.jsonl", Verdict)
     assert [verdict.answer_id for verdict in verdicts] == rollouts
+
+
+def test_train_is_the_only_split_that_a_benchmark_has(arguments: Arguments) -> None:
+    """ASDiv is published as a single split, validation; GSM8K has a train."""
+    wanted = (("asdiv", "train", "validation"), ("asdiv", "test", "test"), ("gsm8k", "train", "train"))
+    for dataset, asked, taken in wanted:
+        assert _choose_split(replace(arguments, dataset=dataset, split=asked, data_files=None)) == taken
+    assert _choose_split(replace(arguments, dataset="asdiv", split="train", data_files="rows.jsonl")) == "train"

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import psutil
 import pytest
+from guided_folders import write_guided
 from set_folders import problem, write_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -262,3 +263,9 @@ def test_a_folder_of_something_else_is_refused_untouched(home):
     (home / "sets/demo/stats.json").write_text("mine")
     assert "holds files but no manifest.json" in mistake(concat(home))
     assert contents(home / "sets/demo").keys() == {str(home / "sets/demo/stats.json")}
+
+
+def test_answers_of_several_etas_are_not_mixed_in_sets(home):
+    write_guided(home / "answers/guided")
+    line = mistake(concat(home, answers="answers/guided"))
+    assert line == "error: answers/guided holds answers of several etas, a set is of one: draw it into a new folder"

@@ -84,7 +84,7 @@ def test_a_value_model_that_learned_behind_another_prompt_is_warned_of(home: Pat
     [
         (["--engine", "guided", "--eta", "1"], "--eta is about a value model that steers"),
         (["--engine", "guided", "--value-model", "value"], "such as --eta 0 1 5 10"),
-        (["--engine", "guided", "--value-model", "value", "--eta", "-1"], "give numbers from 0 on"),
+        (["--engine", "guided", "--value-model", "value", "--eta", "-1"], "give numbers from 0 to 10000"),
         (["--engine", "guided", "--value-model", "policy", "--eta", "1"], "policy has no value.json"),
         (["--engine", "guided", "--value-model", "value", "--eta", "1", "--guide-top-k", "0"], "give 1 to 1024"),
         (["--engine", "guided"], "engine guided needs a value model"),

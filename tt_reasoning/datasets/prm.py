@@ -98,6 +98,9 @@ class JudgeDataset(Dataset):
         *,
         outcome: bool = False,
     ) -> None:
+        for name, value in (("max_tokens", max_tokens), ("max_solutions", max_solutions)):
+            if value < 1:
+                raise UserError(f"config key dataset.{name}: {value} is below 1")
         self.source, self.outcome, self.left_out = source, outcome, LeftOut()
         self.groups: list[JudgeGroup] = []
         for problem, solutions in rows:

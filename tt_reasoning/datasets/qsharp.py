@@ -30,13 +30,15 @@ class ExamplesLeftOut(LeftOut):
 class QsharpDataset:
     """Groups to train on and groups of other problems, with the prompt that their answers stand behind.
 
-    In each group a solution is one example: ``begin`` is its switch token, the last that was kept of the roll-in.
+    In each group a solution is one example: ``begin`` is its switch token, the last that was kept of the roll-in. Texts
+    that ended by themselves end with token ``end``.
     """
 
     train: list[JudgeGroup]
     held_out: list[JudgeGroup]
     left_out: ExamplesLeftOut
     prompt: Prompt
+    end: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,9 @@ def qsharp_dataset(
             f"{sum(len(group.solutions) for group in groups['eval'])} examples are held out); collect more problems"
         )
     require_both_classes(groups["train"], told)
-    return QsharpDataset(train=groups["train"], held_out=groups["eval"], left_out=left_out, prompt=found)
+    return QsharpDataset(
+        train=groups["train"], held_out=groups["eval"], left_out=left_out, prompt=found, end=tokenizer.eos_id
+    )
 
 
 def _find_prompt(sources: Sequence[str], wanted: str) -> Prompt:

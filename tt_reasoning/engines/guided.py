@@ -6,7 +6,7 @@ from tt_reasoning.engines.tune import TuneEngine
 from tt_reasoning.errors import UserError
 from tt_reasoning.guidance import check_guidance, read_value_card
 from tt_reasoning.guidance.decode import ValueGuide, load_value_model
-from tt_reasoning.guidance.vocabulary import check_same_vocabulary
+from tt_reasoning.guidance.vocabulary import check_same_end, check_same_vocabulary
 from tt_reasoning.models.builders import read_max_seq_len
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.training import pick_dtype, start_process
@@ -54,8 +54,9 @@ class GuidedEngine(TuneEngine):
         if value_model is None:
             raise UserError("engine guided needs a value model: give --value-model FOLDER (recipe qsharp_classifier)")
         TuneEngine.check(model, **options)
-        read_value_card(value_model)
-        check_same_vocabulary(ChatTokenizer(model).tokenizer, ChatTokenizer(value_model).tokenizer)
+        card, policy = read_value_card(value_model), ChatTokenizer(model)
+        check_same_vocabulary(policy.tokenizer, ChatTokenizer(value_model).tokenizer)
+        check_same_end(card, policy.stop_tokens)
 
     def _open_guide(self, guidance: Guidance | None) -> ValueGuide | None:
         """The guide of a batch; none without guidance."""

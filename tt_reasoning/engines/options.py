@@ -19,6 +19,7 @@ from tt_reasoning.types import Guidance, Outside, Rule
 
 _CHUNK_PROBLEMS = 64
 _CHUNK_ANSWERS_CPU, _CHUNK_ANSWERS_GPU = 4096, 16_384
+_MOST_ETA = 10_000  # beyond it the logits of fp32 are lost beside the bonus
 _RAY_WORKERS = 8  # a guess, for the size of a chunk alone
 
 
@@ -143,8 +144,8 @@ class GuideOptions:
         if not self.eta:
             raise UserError("--value-model steers with some strength; say which, such as --eta 0 1 5 10")
         for eta in self.eta:
-            if not 0 <= eta < float("inf"):
-                raise UserError(f"--eta {eta:g}: give numbers from 0 on; the larger, the harder it steers")
+            if not 0 <= eta <= _MOST_ETA:
+                raise UserError(f"--eta {eta:g}: give numbers from 0 to {_MOST_ETA}; the larger, the harder it steers")
             if self.eta.count(eta) > 1:
                 raise UserError(f"--eta names {eta:g} twice")
         if self.guide_top_k < 0:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tt_reasoning.engines.base import Completion, Failure, Request, check_room, collect
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.guidance import ValueCard, check_guidance, read_value_card
-from tt_reasoning.guidance.vocabulary import Vocabulary, check_same_vocabulary
+from tt_reasoning.guidance.vocabulary import Vocabulary, check_same_end, check_same_vocabulary
 from tt_reasoning.prompts import Rendered, split_begun
 from tt_reasoning.types import Guidance
 
@@ -163,13 +163,15 @@ class VllmEngine:
         """Raise the UserErrors about a value model that show without loading one."""
         if value_model is None:
             return
-        _, tokenizer, own = _read_value_model(value_model)
+        card, tokenizer, own = _read_value_model(value_model)
         if max_model_len and max_model_len > own:
             raise UserError(f"max_model_len={max_model_len} is above the value model's {own}")
         if Path(model).is_dir():  # vLLM gets the tokenizer of a model of the Hub
             from tt_reasoning.models.tokenizer import ChatTokenizer
 
-            check_same_vocabulary(ChatTokenizer(model).tokenizer, tokenizer)
+            policy = ChatTokenizer(model)
+            check_same_vocabulary(policy.tokenizer, tokenizer)
+            check_same_end(card, policy.stop_tokens)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion | Failure]:
         """One completion a request, in order; requests with an equal prompt share its prefill.

@@ -33,7 +33,8 @@ class ValueCard:
     vocabulary and is read in the state before it. With ``bce`` and ``mse`` an output is the logit of the target's mean,
     with ``categorical`` there are ``num_atoms`` logits of returns evenly spaced from ``low`` to ``high``. The target is
     the return R of an answer (``bernoulli``), or exp(eta (R - 1)) for the one ``eta`` that was trained
-    (``expectation``). ``prompt`` is the name of the prompt behind which the answers stand, ``template`` what it says.
+    (``expectation``). ``prompt`` is the name of the prompt behind which the answers stand, ``template`` what it says;
+    ``end`` is the token that ends an answer, as the id that was trained.
 
     >>> ValueCard(head="V", loss="bce", prompt="steps").rule
     'bernoulli'
@@ -48,6 +49,7 @@ class ValueCard:
     high: float = 1.0
     target: Target = "bernoulli"
     eta: float | None = None
+    end: int | None = None
 
     def __post_init__(self) -> None:
         if self.loss == "categorical" and not (self.num_atoms >= 2 and self.low < self.high):

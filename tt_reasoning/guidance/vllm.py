@@ -84,7 +84,7 @@ class GuidedDecoding(LogitsProcessor):
         device = torch.device(device)
         dtype = torch.float32 if device.type == "cpu" else vllm_config.model_config.dtype
         self._model, self._card = load_value_model(folder, Process(0, 1, device), dtype)
-        self._num_tokens = ChatTokenizer(folder).vocab_size
+        self._num_tokens = ChatTokenizer(folder).num_ids
         self._decoder: RaggedDecoder[_Request] = RaggedDecoder(self._model)
         self._guides: dict[Guidance, ValueGuide] = {}
         self._requests: dict[int, _Request] = {}  # by their rows in the batch

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tt_reasoning.errors import UserError
+from tt_reasoning.guidance import ValueCard
 
 
 class Vocabulary(Protocol):
@@ -32,3 +34,20 @@ def check_same_vocabulary(policy: Vocabulary, value: Vocabulary) -> None:
                 f"the value model has another vocabulary than the policy: token {i} is {named[1]} there and {named[0]} "
                 "here; take a value model that began from a model of the policy's family"
             )
+
+
+def check_same_end(card: ValueCard, stop_tokens: Sequence[int]) -> None:
+    """Refuse a value model whose answers end at a token that does not end the policy's: what it knows of ends is lost.
+
+    So a value model that begins from a base model, for a policy that chats, is trained with the policy's tokenizer.
+
+    Raises:
+        UserError: the card names such a token.
+
+    >>> check_same_end(ValueCard(head="V", loss="bce", prompt="steps", end=2), [0, 2])
+    """
+    if card.end is not None and card.end not in stop_tokens:
+        raise UserError(
+            f"the value model learned answers that end at token {card.end}, the policy's end at "
+            f"{' or '.join(map(str, stop_tokens))}; train it with tokenizer.path={{the policy's folder}}"
+        )

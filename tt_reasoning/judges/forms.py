@@ -89,7 +89,7 @@ def _form_of_card(card: JudgeCard, tokenizer: ChatTokenizer) -> JudgeForm:
 def _form_of_value(card: ValueCard, tokenizer: ChatTokenizer, folder: str | Path) -> JudgeForm:
     """A value model as a judge of whole answers: what it expects of one that ends here (Q#, arXiv 2502.20548)."""
     prompt = restore_prompt(card.prompt, card.template, f"{folder}/{guidance.CARD}")
-    end = EndFormat(prompt=prompt, end=tokenizer.eos_id)
+    end = EndFormat(prompt=prompt, end=tokenizer.eos_id if card.end is None else card.end)
     return JudgeForm(name="card", format=end, head="value", good=0, bad=0, outcome=True, value=card)
 
 
