@@ -54,7 +54,7 @@ from tt_reasoning.guidance.decode import ValueGuide, load_value_model
 from tt_reasoning.loop import take_step
 from tt_reasoning.losses import ReturnLoss
 from tt_reasoning.models import ChatTokenizer, build_from_hf
-from tt_reasoning.models.value_head import ValueHead
+from tt_reasoning.models.value_head import ValueHead, freeze_output
 from tt_reasoning.models.weights import save_weights
 from tt_reasoning.plots import check_plot_path, save_figure
 from tt_reasoning.prefix_tree import any_row_length, pack_group, unembed_as
@@ -66,7 +66,6 @@ from tt_reasoning.types import Guidance, Rule, seed_of
 MARKS, END = (",", "|", "/", "="), "<|end|>"
 STAGES = ("reference", "value", "test")
 _EVERY = 50  # steps that a row of the curve is the mean of
-_CHUNK = 4096  # graphs whose samples are drawn at a time
 _SAMPLED = 256  # of them together
 _CPU = Process(0, 1, torch.device("cpu"))
 
@@ -95,6 +94,8 @@ class Arguments:
     """Graphs a step."""
     samples: int = 2
     """Samples of the reference for each graph that the value model learns from."""
+    chunk: int = 4096
+    """Graphs whose samples are drawn at a time."""
     reuse: int = 4
     """How often the value model sees a graph: sampling takes time."""
     lr: float = 2e-3
@@ -341,7 +342,7 @@ class SamplePool:
 
     def __init__(self, world: World, args: Arguments, folder: Path, reference: Path) -> None:
         self.world, self.args, self.folder, self.reference = world, args, folder, reference
-        self.steps_an_epoch = max(1, _CHUNK // args.batch_size)
+        self.steps_an_epoch = args.chunk // args.batch_size
         self._chunk: tuple[int, Batch, np.ndarray] | None = None
 
     def batch(self, step: int) -> tuple[Batch, np.ndarray]:
@@ -417,7 +418,10 @@ def train(
     head = partial(ValueHead, meaning=ReturnLoss("bce").meaning) if has_head else None
     builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": str(source)})
     model = build_model(builder, str(source), _CPU, torch.float32, value_head=head)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    if has_head:
+        freeze_output(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = min(100, num_steps // 10 + 1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warm_up, max(0.02, 5 * (1 - step / num_steps)))
@@ -565,7 +569,7 @@ def main(args: Arguments) -> str:
         plot(found, args.plot)
     if args.json:
         store.write_json(args.json, {"arguments": identity, "worlds": found})
-    best = [max(w["results"], key=lambda r: (r["method"] == "Q#") * r["share"]) for w in found]
+    best = [max((r for r in w["results"] if r["method"] == "Q#"), key=lambda r: r["share"]) for w in found]
     return "; ".join(
         f"G({w['graphs']}): reference {w['results'][0]['share']:.1%}, Q# {b['share']:.1%} at eta {b['eta']:g} "
         f"({b['count']} graphs)" for w, b in zip(found, best, strict=True)
@@ -586,8 +590,8 @@ def check(args: Arguments) -> list[World]:
         raise UserError(f"--width {args.width} is not a multiple of twice --heads {args.heads}")
     if not args.eta or min(args.eta) <= 0:
         raise UserError(f"--eta {' '.join(map(str, args.eta))}: give numbers above 0; 0 is the reference")
-    if args.batch_size > _CHUNK:
-        raise UserError(f"--batch-size {args.batch_size} is above {_CHUNK}")
+    if args.batch_size > args.chunk:
+        raise UserError(f"--batch-size {args.batch_size} is above --chunk {args.chunk}")
     if args.plot:
         check_plot_path(args.plot)
     if not args.graphs:
