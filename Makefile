@@ -1,6 +1,7 @@
 # make install     .venv, chosen for this machine (GPU or not)
 # make test        the same, then all tests
 # make lint        ruff
+# make star-graph  the same, then a world in which only guided decoding finds the path (docs/results.md)
 # make quickstart  the same, then questions → answers → a trained, evaluated aggregator
 
 # A Python that can make the environment: 3.11 or later; name another with PYTHON=...
@@ -9,7 +10,7 @@ PYTHON := $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 endif
 
-.PHONY: install test lint quickstart
+.PHONY: install test lint quickstart star-graph
 
 install:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later with venv found; name one: make install PYTHON=..." >&2; exit 2; }
@@ -23,3 +24,6 @@ lint: install
 
 quickstart: install
 	bash tools/quickstart.sh
+
+star-graph: install
+	.venv/bin/python benchmarks/star_graph.py --out outputs/star_graph --plot outputs/star_graph.png --json outputs/star_graph.json

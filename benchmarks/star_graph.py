@@ -51,7 +51,6 @@ from tt_reasoning.checkpoint import (
 from tt_reasoning.errors import UserError
 from tt_reasoning.guidance import CARD, ValueCard, value_card_row
 from tt_reasoning.guidance.decode import ValueGuide, load_value_model
-from tt_reasoning.loop import take_step
 from tt_reasoning.losses import ReturnLoss
 from tt_reasoning.models import ChatTokenizer, build_from_hf
 from tt_reasoning.models.value_head import ValueHead, freeze_output
@@ -60,13 +59,15 @@ from tt_reasoning.plots import check_plot_path, save_figure
 from tt_reasoning.prefix_tree import any_row_length, pack_group, unembed_as
 from tt_reasoning.rollout import generate
 from tt_reasoning.tool import require_positive, run_tool
-from tt_reasoning.training import Process, arithmetic, build_model
+from tt_reasoning.training import Process, arithmetic, build_model, clip_gradients
 from tt_reasoning.types import Guidance, Rule, seed_of
 
 MARKS, END = (",", "|", "/", "="), "<|end|>"
 STAGES = ("reference", "value", "test")
 _EVERY = 50  # steps that a row of the curve is the mean of
-_SAMPLED = 256  # of them together
+_SAMPLED = 256  # graphs that are sampled together
+_ROPE_BASE = 10_000.0
+_MUON = 10  # its learning rate, of AdamW's
 _CPU = Process(0, 1, torch.device("cpu"))
 
 
@@ -84,11 +85,11 @@ class Arguments:
     """Of its hidden states."""
     heads: int = 4
     """Of its attention layers."""
-    reference_steps: int = 3000
+    reference_steps: int = 800
     """Most optimizer steps of the reference."""
-    value_steps: int = 3000
+    value_steps: int = 2500
     """Most optimizer steps of the value model."""
-    enough: float = 0.998
+    enough: float = 0.999
     """A stage ends before its last step when this share of what it can know was right over 50 steps."""
     batch_size: int = 64
     """Graphs a step."""
@@ -214,7 +215,7 @@ def write_start(folder: Path, world: World, args: Arguments) -> None:
         "num_hidden_layers": args.layers, "num_attention_heads": args.heads, "num_key_value_heads": args.heads,
         "hidden_size": args.width, "intermediate_size": 3 * args.width,
         "max_position_embeddings": world.prompt_tokens + world.path_tokens, "rms_norm_eps": 1e-5,
-        "rope_theta": 100.0, "tie_word_embeddings": False, "hidden_act": "silu", "torch_dtype": "float32",
+        "rope_theta": _ROPE_BASE, "tie_word_embeddings": True, "hidden_act": "silu", "torch_dtype": "float32",
     }  # fmt: skip
     store.write_json(folder / "config.json", config)
     model = build_from_hf(str(folder))
@@ -223,23 +224,42 @@ def write_start(folder: Path, world: World, args: Arguments) -> None:
 
 
 def draw_weights(model: TransformerDecoder, seed: int) -> None:
-    """Random weights: products keep their scale, embeddings have a part in common.
+    """Random weights: layers begin by adding nothing, and two heads of the first look one and two tokens back.
 
-    Attention to *the token two before* needs a part that all tokens share: rotary positions turn what is there.
+    To follow an edge ``a,b`` from a node ``a`` of the path, ``b`` must know what stands two before it, the comma behind
+    that node what stands one before it, and a second layer must hold the one against the other. From wholly random
+    weights the three come together only after hundreds of thousands of graphs. With the first two given the third is
+    learned within some thousands; from which token to which to go is never given.
     """
     random = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
-        if weight.dim() < 2:
-            continue
-        std = weight.shape[1] ** -0.5
-        if name.startswith(("tok_embeddings", "output")):
-            std = 0.7 if name.startswith("tok") else 0.02
-        elif "output_proj" in name or ".w2." in name:  # what a layer adds
-            std /= (2 * len(model.layers)) ** 0.5
-        torch.nn.init.normal_(weight, std=std, generator=random)
+        if weight.dim() > 1:
+            adds = "output_proj" in name or ".w2." in name
+            std = 0.1 if name.startswith("tok_embeddings") else 0.0 if adds else weight.shape[1] ** -0.5
+            torch.nn.init.normal_(weight, std=std, generator=random)
     with torch.no_grad():
-        embeddings = model.tok_embeddings.weight
-        embeddings += 0.7 * torch.randn(embeddings.shape[1], generator=random)
+        embeddings_VD, first = model.tok_embeddings.weight, model.layers[0].attn
+        shared_D = 0.1 * torch.randn(embeddings_VD.shape[1], generator=random)  # positions alone are seen through it
+        embeddings_VD += shared_D
+        torch.nn.init.normal_(first.output_proj.weight, std=0.15 * len(shared_D) ** -0.5, generator=random)
+        for head in range(min(2, first.num_heads)):
+            look_back(first, head, head + 1, shared_D / shared_D.norm())
+
+
+def look_back(layer: MultiHeadAttention, head: int, distance: int, shared_D: Tensor) -> None:
+    """Let a head look so many tokens back whatever they are, by what all tokens share.
+
+    Rotary positions turn pair i of a key at place k against a query at q by (k - q) theta_i; a key that is turned ahead
+    by distance * theta_i meets it where q - k = distance. The four fastest pairs tell neighbours apart.
+    """
+    size = layer.head_dim
+    query_E, key_E = torch.zeros(size), torch.zeros(size)
+    for pair in range(min(4, size // 2)):
+        angle = distance * _ROPE_BASE ** (-2 * pair / size)
+        query_E[2 * pair] = 1.0
+        key_E[2 * pair], key_E[2 * pair + 1] = math.cos(angle), math.sin(angle)
+    own = slice(head * size, (head + 1) * size)
+    layer.q_proj.weight[own], layer.k_proj.weight[own] = torch.outer(query_E, shared_D), torch.outer(key_E, shared_D)
 
 
 class EqualRows(LayerMask):
@@ -405,6 +425,18 @@ def sample_paths(
     return np.array(paths), np.array(nats)
 
 
+def build_optimizers(model: TransformerDecoder) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the layers' matrices, AdamW for the rest: copying a token is learned in a third of AdamW's steps."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    matrices = {name for name, weight in trained.items() if name.startswith("layers.") and weight.dim() == 2}
+    return (
+        torch.optim.Muon([trained[name] for name in trained if name in matrices], weight_decay=0.01),
+        torch.optim.AdamW(
+            [weight for name, weight in trained.items() if name not in matrices], betas=(0.9, 0.98), weight_decay=0.01
+        ),
+    )
+
+
 def train(
     folder: Path, source: Path, num_steps: int, lr: float, measure: Measure, enough: Callable[[list[float]], bool],
     args: Arguments, card: dict[str, Any], *, has_head: bool = False,
@@ -420,26 +452,26 @@ def train(
     model = build_model(builder, str(source), _CPU, torch.float32, value_head=head)
     if has_head:
         freeze_output(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    warm_up = min(100, num_steps // 10 + 1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warm_up, max(0.02, 5 * (1 - step / num_steps)))
-    )
+    optimizers = build_optimizers(model)
     folder.mkdir(parents=True, exist_ok=True)
     remove_torn_checkpoints(folder)
     first = agree_on_last_step(folder, _CPU)
     state: dict[str, Any] = {"seconds": 0.0, "curve": [], "recent": [], "done": False}
     if first:
-        state = resume_from(folder, first, model, optimizer, scheduler, _CPU)
+        state = resume_from(folder, first, model, optimizers, None, _CPU)
     name = f"{folder.parent.name} {folder.name}"
     with tqdm(total=num_steps, initial=first, desc=name, unit="step", disable=None) as bar:
         for step in range(first, 0 if state["done"] else num_steps):
             began = time.perf_counter()
             measured = measure(model, step)
             measured.loss.backward()
-            take_step(model, optimizer, 1.0, step)
-            scheduler.step()
+            clip_gradients(model, 1.0)
+            pace = min(1.0, (step + 1) / 50, max(0.02, 2 * (1 - step / num_steps)))
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = pace * lr * (_MUON if isinstance(optimizer, torch.optim.Muon) else 1)
+                optimizer.step()
+                optimizer.zero_grad()
             state["seconds"] += time.perf_counter() - began
             state["recent"].append([measured.loss.item(), *measured.right])
             bar.update()
@@ -453,7 +485,7 @@ def train(
             state["done"] = state["done"] or step + 1 == num_steps
             if state["done"] or (step + 1) % args.save_every == 0:
                 save_checkpoint(
-                    folder, step + 1, model, optimizer, scheduler, str(source), _CPU, card, card_name=CARD, state=state
+                    folder, step + 1, model, optimizers, None, str(source), _CPU, card, card_name=CARD, state=state
                 )
                 prune_checkpoints(folder, 1)
             if state["done"]:

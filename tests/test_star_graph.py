@@ -25,9 +25,9 @@ from benchmarks.star_graph import (
     write_start,
 )
 from tt_reasoning.errors import UserError
-from tt_reasoning.loop import take_step
 from tt_reasoning.models import ChatTokenizer, build_from_hf
 from tt_reasoning.models.weights import load_weights
+from tt_reasoning.training import clip_gradients
 
 ROOT = Path(__file__).parent.parent
 WORLD = World(3, 4, 20)
@@ -142,10 +142,10 @@ def test_a_killed_run_goes_on_and_comes_to_what_one_without_a_break_does(
         taken.append(0)
         if len(taken) == 8:
             raise KeyboardInterrupt
-        return take_step(*arguments)
+        return clip_gradients(*arguments)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(benchmarks.star_graph, "take_step", stop_at_the_eighth)
+        patched.setattr(benchmarks.star_graph, "clip_gradients", stop_at_the_eighth)
         main(tiny(broken))
     assert (broken / "2x3" / "value" / "step_2").is_dir()
     assert main(tiny(broken)) == whole

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def save_checkpoint(
     output: Path,
     step: int,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     scheduler: LRScheduler | None,
     source: str,
     process: Process,
@@ -204,7 +205,12 @@ def remove_torn_checkpoints(output: Path) -> None:
 
 
 def resume_from(
-    output: Path, step: int, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None, process: Process
+    output: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer],
+    scheduler: LRScheduler | None,
+    process: Process,
 ) -> dict[str, Any]:
     """Load weights, optimizer and schedule of ``output/step_N``; returns the ``state`` that was saved with them.
 

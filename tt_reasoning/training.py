@@ -284,13 +284,18 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def full_optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The whole optimizer state by parameter name, on the CPU of the main process. Every process must call it."""
+def full_optimizer_state(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> dict[str, Any]:
+    """The whole optimizer state by parameter name, on the CPU of the main process. Every process must call it.
+
+    Several optimizers, each of its own parameters, have one state.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_optimizer_state_dict(model, optimizer, options=options)
 
 
-def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(
+    model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], state: dict[str, Any]
+) -> None:
     """Load a whole optimizer state (read on the main process, empty on the others)."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_optimizer_state_dict(model, optimizer, state, options=options)
