@@ -100,6 +100,24 @@ def test_a_row_with_all_arms_is_what_each_arm_alone_is(tmp_path: Path) -> None:
             torch.testing.assert_close(found[:, arm], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_two_heads_of_the_first_layer_look_one_and_two_tokens_back(tmp_path: Path) -> None:
+    write_start(tmp_path / "start", WORLD, tiny(tmp_path, width=128, heads=4))
+    model = build_from_hf(str(tmp_path / "start"))
+    model.load_state_dict(load_weights(tmp_path / "start"))
+    first, tokens = model.layers[0], torch.from_numpy(draw_graphs(WORLD, 1, 0, "test", 0).prompts_BP)
+    hidden = first.sa_norm(model.tok_embeddings(tokens))
+    q, k = (
+        first.attn.pos_embeddings(projection(hidden).view(1, -1, 4, 32)).transpose(1, 2)
+        for projection in (first.attn.q_proj, first.attn.k_proj)
+    )
+    scores = (q @ k.transpose(-1, -2))[0] * 32**-0.5
+    causal = torch.ones(scores.shape[1:]).tril().bool()
+    shares = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+    for head, distance in ((0, 1), (1, 2)):
+        assert shares[head].diagonal(-distance).mean() > 0.9
+    assert shares[2:].diagonal(-1, 1, 2).mean() < 0.3
+
+
 def model_hidden(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     model.unembed = lambda hidden: hidden
     try:
