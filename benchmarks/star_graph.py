@@ -14,7 +14,8 @@ Bernoulli rule (Q#) and with the mean (CD). A run that was killed goes on.
 
 How it departs from the paper: a Llama of a million parameters that reads a token a node, in place of GPT-2 and its
 tokens; fresh graphs in place of 200,000 seen ten times over; the value model starts from the reference, not from
-public weights, and learns from the reference's samples alone, in place of the truth beside wrong samples.
+public weights, and learns from the reference's samples alone, in place of the truth beside wrong samples, with the
+next-token loss beside its own; two heads of the first layer look one and two tokens back before anything is learned.
 
     python benchmarks/star_graph.py --out outputs/star_graph --graphs 2,5 3,5 --plot star_graph.png
 """
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ from tt_reasoning.guidance import CARD, ValueCard, value_card_row
 from tt_reasoning.guidance.decode import ValueGuide, load_value_model
 from tt_reasoning.losses import ReturnLoss
 from tt_reasoning.models import ChatTokenizer, build_from_hf
-from tt_reasoning.models.value_head import ValueHead, freeze_output
+from tt_reasoning.models.value_head import ValueHead
 from tt_reasoning.models.weights import save_weights
 from tt_reasoning.plots import check_plot_path, save_figure
 from tt_reasoning.prefix_tree import any_row_length, pack_group, unembed_as
@@ -64,6 +65,7 @@ from tt_reasoning.types import Guidance, Rule, seed_of
 
 MARKS, END = (",", "|", "/", "="), "<|end|>"
 STAGES = ("reference", "value", "test")
+T = TypeVar("T")
 _EVERY = 50  # steps that a row of the curve is the mean of
 _SAMPLED = 256  # graphs that are sampled together
 _ROPE_BASE = 10_000.0
@@ -85,7 +87,7 @@ class Arguments:
     """Of its hidden states."""
     heads: int = 4
     """Of its attention layers."""
-    reference_steps: int = 800
+    reference_steps: int = 1000
     """Most optimizer steps of the reference."""
     value_steps: int = 2500
     """Most optimizer steps of the value model."""
@@ -104,6 +106,8 @@ class Arguments:
     """Learning rate of the reference."""
     value_lr: float = 1e-3
     """Learning rate of the value model."""
+    word_weight: float = 1.0
+    """Weight of the next-token loss beside the value model's own."""
     dtype: Literal["fp32", "bf16_mixed"] = "bf16_mixed"
     """Arithmetic of the training; sampling is in fp32."""
     eta: list[float] = field(default_factory=lambda: [2.0, 5.0, 10.0])
@@ -288,8 +292,8 @@ class Rows:
         self.read_R, self.place_R = row.read_R, row.place_R  # where a token is predicted, and where it stands
 
     def run(
-        self, model: TransformerDecoder, prompts_BP: np.ndarray, paths_BGC: np.ndarray, read: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+        self, model: TransformerDecoder, prompts_BP: np.ndarray, paths_BGC: np.ndarray, read: Callable[[Tensor], T]
+    ) -> T:
         """A pass that ends in ``read(hidden_BTD)``, hidden states before the final norm."""
         tokens_BT = np.concatenate([prompts_BP, paths_BGC.reshape(len(prompts_BP), -1)], 1)
         accept_layer_masks(model)
@@ -327,7 +331,11 @@ def measure_reference(world: World, args: Arguments) -> Measure:
 
 
 def measure_values(world: World, args: Arguments, pool: SamplePool) -> Measure:
-    """Whether a path is right, told at each of its tokens, of the reference's own samples."""
+    """Whether a path is right, told at each of its tokens, of the reference's own samples.
+
+    Beside it stands their next-token loss (``word_weight``): following edges is what looking ahead is made of, and
+    without it the steps until the first edge counts undo it.
+    """
     rows, loss_of = Rows(world, args.samples), ReturnLoss("bce")
 
     def measure(model: TransformerDecoder, step: int) -> Measured:
@@ -337,12 +345,15 @@ def measure_values(world: World, args: Arguments, pool: SamplePool) -> Measure:
         sample_S = torch.arange(right_BG.size).repeat_interleave(world.path_tokens)[drawn_S]
         returns_S = torch.from_numpy(right_BG).float().flatten()[sample_S]
 
-        def read(hidden_BTD: Tensor) -> Tensor:
-            return model.value_head(model.norm(hidden_BTD[:, rows.place_R]))
+        def read(hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
+            normed_BTD = model.norm(hidden_BTD)
+            return model.value_head(normed_BTD[:, rows.place_R]), model.output(normed_BTD[:, rows.read_R]).float()
 
         with arithmetic(args.dtype, _CPU.device):
-            values_BRA = rows.run(model, graphs.prompts_BP, samples_BGC, read)
+            values_BRA, logits_BRV = rows.run(model, graphs.prompts_BP, samples_BGC, read)
         loss = loss_of(values_BRA.flatten(0, 1)[drawn_S], returns_S, sample_S, right_BG.size, right_BG.size)
+        tokens_S = torch.from_numpy(samples_BGC).flatten()[drawn_S]
+        loss = loss + args.word_weight * F.cross_entropy(logits_BRV.flatten(0, 1)[drawn_S], tokens_S)
         told_BGC = values_BRA.detach().view(samples_BGC.shape).numpy() > 0
         return Measured(loss, (told_BGC == right_BG[..., None])[..., ::2].mean((0, 1)).tolist())
 
@@ -451,8 +462,6 @@ def train(
     head = partial(ValueHead, meaning=ReturnLoss("bce").meaning) if has_head else None
     builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": str(source)})
     model = build_model(builder, str(source), _CPU, torch.float32, value_head=head)
-    if has_head:
-        freeze_output(model)
     optimizers = build_optimizers(model)
     folder.mkdir(parents=True, exist_ok=True)
     remove_torn_checkpoints(folder)
