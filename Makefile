@@ -1,7 +1,7 @@
 # make install     .venv, chosen for this machine (GPU or not)
 # make test        the same, then all tests
 # make lint        ruff
-# make star-graph  the same, then a world in which only guided decoding finds the path (docs/results.md)
+# make star-graph  the same, then star graphs: a model that guesses the first edge, and a value model that is to steer it
 # make quickstart  the same, then questions → answers → a trained, evaluated aggregator
 
 # A Python that can make the environment: 3.11 or later; name another with PYTHON=...
