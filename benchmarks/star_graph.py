@@ -5,7 +5,7 @@ source being its first. The line ``a,b|c,d|.../start,goal=path`` gives its edges
 model that learns the path token by token learns to follow edges, which is easy from the second node on, and guesses the
 first one: it is right once in d times (Bachmann and Nagarajan, arXiv 2403.06963). A value model need only tell from
 samples of that model whether they reach the goal. At the last nodes this is easy, and what is learned there helps one
-node before; steered by it the same model finds the path (Zhou et al., arXiv 2502.20548, section 4.1).
+node before; steered by such a one the model of the Q# paper finds the path (arXiv 2502.20548).
 
 Everything is trained from random weights on graphs that are drawn anew at every step: a small Llama on paths
 (``reference``), then, from its weights, a value model on its own samples (``value``). Measured are whole paths that are
