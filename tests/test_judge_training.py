@@ -223,7 +223,10 @@ def test_values_are_measured_over_all_tokens_and_at_the_first_and_the_last_alone
     # Of a resample of problem b alone there is no AUC; those of a alone: 1/3, 0 and 1.
     assert found["auc_low"] == pytest.approx(1 / 3) and found["last_auc_low"] == 1.0 == found["last_auc_high"]
     assert found["switch_auc_low"] == 0.0
+    # Of problem a alone: 0.5 is below 0.6, and 1 above it.
+    assert (found["switch_within_auc"], found["last_within_auc"]) == (0.0, 1.0)
     alone = measure_values(answers[1:])
+    assert alone["last_within_auc"] is None and "within_auc" not in alone
     assert alone["auc"] is None and alone["explained_variance"] is None and alone["loss"] == 3.25
 
 

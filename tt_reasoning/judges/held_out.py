@@ -83,6 +83,8 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     'held-out loss 0.500, AUC 0.750 [0.600, 0.900], accuracy 70.0% on 40 labels'
     >>> describe_evaluation({"loss": 0.5, "explained_variance": 0.2, "auc": None, "tokens": 40, "sequences": 8})
     'held-out loss 0.500, explained variance 0.200, AUC unknown (one class) on 40 tokens of 8 answers'
+
+    Of a value model also the AUC at last tokens between answers to one problem, where there are right and wrong ones.
     """
     auc = "AUC unknown (one class)"
     if result.get("auc") is not None:
@@ -94,7 +96,9 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     judged = f"{result['steps']} labels" if "steps" in result else (
         f"{result['tokens']} tokens of {result['sequences']} answers"
     )
-    return f"held-out loss {result['loss']:.3f}, {explained}{auc}{accuracy}{f1} on {judged}"
+    within = result.get("last_within_auc")
+    inside = "" if within is None else f", {within:.3f} within problems"
+    return f"held-out loss {result['loss']:.3f}, {explained}{auc}{inside}{accuracy}{f1} on {judged}"
 
 
 def tell_best(output: Path) -> None:

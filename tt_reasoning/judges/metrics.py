@@ -84,7 +84,8 @@ def measure_values(valued: Sequence[Valued]) -> dict[str, float | int | None]:
     - ``auc``, ``auc_low``, ``auc_high``: area under the ROC curve with its 95 % interval over problems
 
     The last three are over all tokens, and again over the first of every answer (``switch_``, where the reference took
-    over) and over the last (``last_``), with the loss there: how early does the model know?
+    over) and over the last (``last_``), with the loss there: how early does the model know? At these two there is also
+    ``within_auc`` (``within_problem_auc``): a model that only knows easy problems from hard ones steers nothing.
 
     >>> right = Valued(problem_id="a", scores=[0.4, 0.9], losses=[0.9, 0.1], label=1.0)
     >>> wrong = Valued(problem_id="b", scores=[0.6, 0.1], losses=[0.9, 0.1], label=0.0)
@@ -110,8 +111,27 @@ def measure_values(valued: Sequence[Valued]) -> dict[str, float | int | None]:
             "accuracy": float(((scores_S >= _THRESHOLD) == right_S).mean()),
             **_auc_with_interval(scores_S, right_S, problems_S, len(numbers)),
         }
+        if name:
+            here["within_auc"] = within_problem_auc(scores_S, right_S, problems_S)
         found |= {name + key: value for key, value in here.items()}
     return found
+
+
+def within_problem_auc(scores_S: np.ndarray, right_S: np.ndarray, problems_S: np.ndarray) -> float | None:
+    """The AUC over the pairs of a right and a wrong answer to the same problem; None where there is no such pair.
+
+    >>> scores, right = np.array([0.9, 0.8, 0.2, 0.3]), np.array([True, False, False, True])
+    >>> within_problem_auc(scores, right, np.array([0, 0, 1, 1])), within_problem_auc(scores, right, np.arange(4))
+    (1.0, None)
+    """
+    above = pairs = 0.0
+    for problem in np.unique(problems_S):
+        here_S = problems_S == problem
+        of_both = float(right_S[here_S].sum()) * float((~right_S[here_S]).sum())
+        if of_both:
+            above += of_both * float(roc_auc(scores_S[here_S], right_S[here_S])[0])
+            pairs += of_both
+    return above / pairs if pairs else None
 
 
 def roc_auc(scores_S: np.ndarray, right_S: np.ndarray, weights_RS: np.ndarray | None = None) -> np.ndarray:
