@@ -18,7 +18,7 @@ and what Python holds before. The bar (docs/performance.md): time_ratio (guided 
 
 from __future__ import annotations
 
-import resource
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -179,11 +179,22 @@ def measure_time(args: Arguments, samples: int) -> dict[str, Any]:
 def print_memory(args: Arguments) -> None:
     """This process's peak above what it held before sampling, in MiB."""
     runs = build(args, (args.only_memory_of,))
-    on_gpu = args.device == "cuda"
-    before = torch.cuda.memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading has freed goes back to the system
+        Path("/proc/self/clear_refs").write_text("5")  # and its peak is forgotten
+        before = read_status("VmRSS")
     draw(args, *runs[args.only_memory_of], max(args.samples))
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else read_status("VmHWM")
     print((peak - before) / 2**20)
+
+
+def read_status(name: str) -> int:
+    """A number of bytes that Linux keeps of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def measure_memory(side: str) -> float:
