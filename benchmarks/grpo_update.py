@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import tyro
@@ -44,6 +44,7 @@ MODELS: dict[str, Callable[[], TransformerDecoder]] = {
     "qwen2.5-1.5b": qwen2_5.qwen2_5_1_5b_base,
     "llama3.2-1b": llama3_2.llama3_2_1b,
 }
+Result = TypeVar("Result")
 SIDES = ("shared", "separate", "lean")
 
 
@@ -158,6 +159,15 @@ def build(args: Arguments) -> Update:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds_of(run: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """How long it takes, and what it returns."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = run()
+    synchronize(device)
+    return time.perf_counter() - start, result
 
 
 def status_kib(name: str) -> int:

@@ -22,8 +22,6 @@ import ctypes
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +29,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from grpo_update import MODELS, synchronize
+from grpo_update import MODELS, seconds_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -142,15 +140,6 @@ def draw(args: Arguments, policy: Any, guide: Guide | None, samples: int) -> lis
         stop_tokens=[beyond], decode=lambda tokens: "", guide=guide,
     )  # fmt: skip
     return [completion.tokens for completion in found[0]]
-
-
-def seconds_of(run: Callable[[], list[list[int]]], device: torch.device) -> tuple[float, list[list[int]]]:
-    """How long it takes, and what it returns."""
-    synchronize(device)
-    start = time.perf_counter()
-    found = run()
-    synchronize(device)
-    return time.perf_counter() - start, found
 
 
 def measure_time(args: Arguments, samples: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ The bar (docs/performance.md): time_ratio (row_each / shared) 2.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from grpo_update import MODELS, synchronize
+from grpo_update import MODELS, seconds_of
 from tqdm import tqdm
 
 from tt_reasoning.errors import UserError, exit_on_mistake
@@ -72,15 +71,6 @@ def draw_questions(args: Arguments) -> list[list[Layout]]:
         tails = torch.randint(0, 40_000, (args.answers, args.completion)).tolist()
         questions.append([Layout(prompt + tail, args.prompt, reads) for tail in tails])
     return questions
-
-
-def seconds_of(run: Callable[[], Scores], device: torch.device) -> tuple[float, Scores]:
-    """How long it takes, and what it returns."""
-    synchronize(device)
-    start = time.perf_counter()
-    scores = run()
-    synchronize(device)
-    return time.perf_counter() - start, scores
 
 
 def flatten(scores: Scores) -> list[float]:

@@ -36,7 +36,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from grpo_step import Worker
-from grpo_update import MODELS, synchronize
+from grpo_update import MODELS, seconds_of
 from omegaconf import OmegaConf
 from torchtune.modules import TransformerDecoder
 from tqdm import tqdm
@@ -98,15 +98,6 @@ def draw(
     if lengths != {length}:
         raise RuntimeError(f"completions of {sorted(lengths)} tokens where all should have {length}")
     return found
-
-
-def seconds_of(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """How long it takes, and what it returns."""
-    synchronize(device)
-    start = time.perf_counter()
-    result = run()
-    synchronize(device)
-    return time.perf_counter() - start, result
 
 
 def measure_prefill(args: Arguments) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from vllm_process import left_as_it_was
 
 from tt_reasoning.engines import open_engine
 from tt_reasoning.engines.base import Request
@@ -32,17 +31,12 @@ CHAT = get_prompt("answer").render("Tom has 3 apples and buys 4 more. How many a
 
 @pytest.fixture(scope="module")
 def engine(smollm2: Path) -> Iterator[VllmEngine]:
-    environment, set_num_threads = dict(os.environ), torch.set_num_threads
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    engine = open_engine("vllm", str(smollm2), max_model_len=512)
-    assert isinstance(engine, VllmEngine)
-    yield engine
-    engine.close()
-    # vLLM changes its process, which other tests share.
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads = set_num_threads
-    random.seed()
+    with left_as_it_was():
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        engine = open_engine("vllm", str(smollm2), max_model_len=512)
+        assert isinstance(engine, VllmEngine)
+        yield engine
+        engine.close()
 
 
 def sample(engine: VllmEngine, *seeds: int, **options: object) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,6 +12,7 @@ import pytest
 import torch
 from tiny import write_tiny_model
 from tiny_values import draw_guided_slowly, values_alone, write_value_model
+from vllm_process import left_as_it_was
 
 from tt_reasoning.engines import vllm as vllm_engine
 from tt_reasoning.engines.base import Request
@@ -42,17 +41,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(home: Path) -> Iterator[VllmEngine]:
     """In blocks of 128 tokens there is room for six: requests that need a second one are put off and begun again."""
-    environment, set_num_threads = dict(os.environ), torch.set_num_threads
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_engine, "open_llm", partial(vllm_engine.open_llm, num_gpu_blocks_override=7))
-        engine = VllmEngine(str(home / "policy"), dtype="fp32", max_model_len=256, value_model=str(home / "Q"))
-    yield engine
-    engine.close()
-    # vLLM changes its process, which other tests share.
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads = set_num_threads
-    random.seed()
+    with left_as_it_was():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vllm_engine, "open_llm", partial(vllm_engine.open_llm, num_gpu_blocks_override=7))
+            engine = VllmEngine(str(home / "policy"), dtype="fp32", max_model_len=256, value_model=str(home / "Q"))
+        yield engine
+        engine.close()
 
 
 def draw(engine: VllmEngine, requests: list[Request]) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from hub_double import Blob, HubDouble
 from huggingface_hub import constants
+from loaded_tools import load_tool
 from tiny import write_tiny_model
 
 from tt_reasoning import store
@@ -26,10 +26,7 @@ from tt_reasoning.publishing.cards import is_own_card
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling, Verdict
 
 TOOL = Path(__file__).parents[2] / "tools" / "publish.py"
-spec = importlib.util.spec_from_file_location("publish_of_test", TOOL)
-tool = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = tool
-spec.loader.exec_module(tool)
+tool = load_tool("publish")
 
 Publish = Callable[..., str]
 

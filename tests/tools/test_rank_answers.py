@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -14,9 +13,9 @@ import time
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from loaded_tools import load_tool
 from safetensors.torch import load_file, save_file
 from set_folders import write_folder
 from tiny import write_tiny_model
@@ -43,16 +42,7 @@ def texts(num_problems: int) -> list[list[str]]:
     return rows
 
 
-def load_tool() -> ModuleType:
-    """The tool as a module: most tests call its ``main``, as a process takes seconds to start."""
-    spec = importlib.util.spec_from_file_location("rank_answers", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["rank_answers"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool("rank_answers")
 
 
 def rank(home: Path, out: str = "scores", **options: object) -> str:

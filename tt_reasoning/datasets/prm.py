@@ -98,9 +98,7 @@ class JudgeDataset(Dataset):
         *,
         outcome: bool = False,
     ) -> None:
-        for name, value in (("max_tokens", max_tokens), ("max_solutions", max_solutions)):
-            if value < 1:
-                raise UserError(f"config key dataset.{name}: {value} is below 1")
+        check_limits(max_tokens, max_solutions)
         self.source, self.outcome, self.left_out = source, outcome, LeftOut()
         self.groups: list[JudgeGroup] = []
         for problem, solutions in rows:
@@ -130,6 +128,13 @@ class JudgeDataset(Dataset):
 
     def __getitem__(self, index: int) -> JudgeGroup:
         return self.groups[index]
+
+
+def check_limits(max_tokens: int, max_solutions: int) -> None:
+    """Raise UserError for limits under which nothing fits."""
+    for name, value in (("max_tokens", max_tokens), ("max_solutions", max_solutions)):
+        if value < 1:
+            raise UserError(f"config key dataset.{name}: {value} is below 1")
 
 
 def _make_group(problem_id: str, layouts: Sequence[tuple]) -> JudgeGroup:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tt_reasoning.datasets.prm import JudgeGroup, JudgeSolution, LeftOut, require_both_classes
+from tt_reasoning.datasets.prm import JudgeGroup, JudgeSolution, LeftOut, check_limits, require_both_classes
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import PROBLEMS
 from tt_reasoning.judges.formats import Layout, share_prompt
@@ -80,9 +80,7 @@ def qsharp_dataset(
     """
     if isinstance(sources, str) or not sources or not all(isinstance(source, str | Path) for source in sources):
         raise UserError(f"config key dataset.sources={sources!r}: give a list of folders, such as [rollouts/r1]")
-    for name, value in (("max_tokens", max_tokens), ("max_solutions", max_solutions)):
-        if value < 1:
-            raise UserError(f"config key dataset.{name}: {value} is below 1")
+    check_limits(max_tokens, max_solutions)
     rules = _Rules(max_tokens=max_tokens, max_solutions=max_solutions, switch_token_only=switch_token_only)
     found = _find_prompt(sources, prompt)
     left_out = ExamplesLeftOut()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from tt_reasoning.engines.tune import TuneEngine
 from tt_reasoning.errors import UserError
-from tt_reasoning.guidance import check_guidance, read_value_card
+from tt_reasoning.guidance import check_request, read_value_card
 from tt_reasoning.guidance.decode import ValueGuide, load_value_model
 from tt_reasoning.guidance.vocabulary import check_same_end, check_same_vocabulary
 from tt_reasoning.models.builders import read_max_seq_len
 from tt_reasoning.models.tokenizer import ChatTokenizer
-from tt_reasoning.training import pick_dtype, start_process
 from tt_reasoning.types import Guidance
 
 
@@ -43,10 +42,8 @@ class GuidedEngine(TuneEngine):
             raise UserError(f"max_model_len={max_model_len} is above the value model's {own}")
         super().__init__(model, dtype=dtype, device=device, batch_size=batch_size, max_model_len=max_model_len)
         self.max_model_len = min(self.max_model_len, own)
-        process = start_process(device)
-        precision = pick_dtype(dtype or ("bf16" if process.device.type == "cuda" else "fp32"))
         self.value_folder = value_model
-        self.value_model, self.card = load_value_model(value_model, process, precision)
+        self.value_model, self.card = load_value_model(value_model, self.process, self.precision)
 
     @staticmethod
     def check(model: str, *, value_model: str | None = None, **options: object) -> None:
@@ -62,9 +59,7 @@ class GuidedEngine(TuneEngine):
         """The guide of a batch; none without guidance."""
         if guidance is None:
             return None
-        if guidance.value_model != self.value_folder:
-            raise UserError(f"a request is to be guided by {guidance.value_model}, this engine has {self.value_folder}")
-        check_guidance(guidance, self.card)
+        check_request(guidance, self.value_folder, self.card)
         return ValueGuide(self.value_model, self.card, guidance, self.tokenizer.num_ids)
 
     def close(self) -> None:

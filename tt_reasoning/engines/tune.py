@@ -42,10 +42,10 @@ class TuneEngine:
         batch_size: int = 32,
         max_model_len: int | None = None,
     ) -> None:
-        process = start_process(device)
-        default = "bf16" if process.device.type == "cuda" else "fp32"
+        self.process = start_process(device)
+        self.precision = pick_dtype(dtype or ("bf16" if self.process.device.type == "cuda" else "fp32"))
         builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": model})
-        self.model = build_model(builder, model, process, pick_dtype(dtype or default), trainable=False)
+        self.model = build_model(builder, model, self.process, self.precision, trainable=False)
         if max_model_len and max_model_len > self.model.max_seq_len:
             raise UserError(f"max_model_len={max_model_len} is above the model's {self.model.max_seq_len}")
         self.tokenizer = ChatTokenizer(model)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tt_reasoning.engines.base import Completion, Failure, Request, check_room, collect
 from tt_reasoning.errors import UserError, unknown_name
-from tt_reasoning.guidance import ValueCard, check_guidance, read_value_card
+from tt_reasoning.guidance import ValueCard, check_request, read_value_card
 from tt_reasoning.guidance.vocabulary import Vocabulary, check_same_end, check_same_vocabulary
 from tt_reasoning.prompts import Rendered, split_begun
 from tt_reasoning.types import Guidance
@@ -151,6 +151,7 @@ class VllmEngine:
         self._tokenizer = self._llm.get_tokenizer()
         self.max_model_len: int = self._llm.model_config.max_model_len
         self.value_folder = value_model
+        self._card: ValueCard | None = None
         if value_model is not None:
             self._card, tokenizer, own = _read_value_model(value_model)
             check_same_vocabulary(self._tokenizer, tokenizer)
@@ -234,10 +235,7 @@ class VllmEngine:
         """What tells vLLM how a request is to be guided."""
         if guidance is None:
             return None
-        if guidance.value_model != self.value_folder:
-            own = self.value_folder or "none; give it a value_model"
-            raise UserError(f"a request is to be guided by {guidance.value_model}, this engine has {own}")
-        check_guidance(guidance, self._card)
+        check_request(guidance, self.value_folder, self._card)
         from tt_reasoning.guidance.vllm import request_arguments
 
         return request_arguments(guidance)

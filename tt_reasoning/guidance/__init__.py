@@ -132,3 +132,15 @@ def check_guidance(guidance: Guidance, card: ValueCard) -> None:
             f"guide-top-k {guidance.top_k}: the value model has a V head, through which every candidate goes by "
             f"itself; give 1 to {MOST_PASSED}"
         )
+
+
+def check_request(guidance: Guidance, value_model: str | None, card: ValueCard | None) -> None:
+    """Refuse a request's guidance that an engine with this value model, or none, cannot give.
+
+    Raises:
+        UserError: it names another value model; see ``check_guidance``.
+    """
+    if card is None or guidance.value_model != value_model:
+        own = value_model or "none; give it a value_model"
+        raise UserError(f"a request is to be guided by {guidance.value_model}, this engine has {own}")
+    check_guidance(guidance, card)
