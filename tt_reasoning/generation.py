@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+from tqdm import tqdm
 
 from tt_reasoning.engines.base import (
     CheckingEngine,
@@ -330,6 +331,49 @@ def draw_answers(
                 if all(found):
                     break
     return book.counts
+
+
+def draw_tries(
+    samplings: Sequence[Sampling],
+    find_short: Callable[[Sequence[Sampling]], Sequence[Problem]],
+    start_engine: Callable[[], Engine],
+    prompt: Prompt,
+    folder: str | Path,
+    chunk_size: int,
+    file_name: str,
+    unit: str = "problem",
+) -> Counts:
+    """Ask try by try, a further one only about the problems that are short of what was wanted.
+
+    Args:
+        samplings: one a try, with different seeds.
+        find_short: the problems that the tries of the samplings it is given, as they are on disk, leave short. It is
+            asked about all tries but the one that is due: so a run that goes on asks what the one that was killed
+            would have asked.
+        chunk_size: problems in one engine call; the same on resume.
+        unit: what the bar counts.
+
+    Returns:
+        ``written`` and ``resumed`` of all tries, and what ``failed``. The tries end early when the engine does.
+    """
+    total = Counts()
+    for number, sampling in enumerate(samplings, 1):
+        short = find_short([other for other in samplings if other != sampling])
+        if not short:
+            continue
+        with tqdm(total=len(short), desc=f"try {number}", unit=unit) as bar:
+
+            def show(counts: Counts, bar: tqdm = bar) -> None:
+                bar.update(counts.resumed + counts.written - bar.n)
+
+            counts = generate_answers(short, sampling, 1, start_engine, prompt, folder, chunk_size, show, file_name)
+        total.written += counts.written
+        total.resumed += counts.resumed
+        total.failed += counts.failed
+        total.details = counts.details | total.details
+        if counts.missing > counts.failed.total():
+            break
+    return total
 
 
 @dataclass(frozen=True)

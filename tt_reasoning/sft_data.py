@@ -25,7 +25,7 @@ from tt_reasoning.answer_sets import VERDICTS
 from tt_reasoning.answer_sets.rows import SetRow
 from tt_reasoning.engines.base import Engine
 from tt_reasoning.errors import UserError
-from tt_reasoning.generation import Counts, generate_answers
+from tt_reasoning.generation import Counts, draw_tries
 from tt_reasoning.grading import Grader, count_reasons
 from tt_reasoning.leaks import KINDS, find_leak
 from tt_reasoning.prompts import Prompt, oracle_text
@@ -188,36 +188,18 @@ def write_justifications(
     """Ask and grade, try by try, until every set has ``keep`` sound justifications or no try is left.
 
     Args:
-        samplings: one a try, with different seeds. A try is made for the sets that all other tries on disk leave
-            short: so a run that goes on asks what the one that was killed would have asked.
+        samplings: one a try, with different seeds.
         chunk_size: sets in one engine call; the same on resume.
 
     Returns:
         ``written`` and ``resumed`` of all tries, and what ``failed``. The tries end early when the engine does.
     """
-    total = Counts()
-    for number, sampling in enumerate(samplings, 1):
+
+    def find_short(others: Sequence[Sampling]) -> list[Problem]:
         found = grade_tries(items, samplings, prompt, folder, grader)
-        others = [other for other in samplings if other != sampling]
-        short = [item for item in items if len(sort_tries(item, tries_of(item, others, found), keep)[0]) < keep]
-        if not short:
-            continue
-        with tqdm(total=len(short), desc=f"try {number}", unit="set") as bar:
+        return [item.asked for item in items if len(sort_tries(item, tries_of(item, others, found), keep)[0]) < keep]
 
-            def show(counts: Counts, bar: tqdm = bar) -> None:
-                bar.update(counts.resumed + counts.written - bar.n)
-
-            asked = [item.asked for item in short]
-            counts = generate_answers(
-                asked, sampling, 1, start_engine, prompt, folder, chunk_size, show, JUSTIFICATIONS
-            )
-        total.written += counts.written
-        total.resumed += counts.resumed
-        total.failed += counts.failed
-        total.details = counts.details | total.details
-        if counts.missing > counts.failed.total():
-            break
-    return total
+    return draw_tries(samplings, find_short, start_engine, prompt, folder, chunk_size, JUSTIFICATIONS, unit="set")
 
 
 def grade_tries(
