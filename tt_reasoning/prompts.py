@@ -78,6 +78,36 @@ class Prompt:
 
 _STEPS = "{question}\n\nWrite the solution, one short line a step. "
 _STEPS_ALONE = "Problem: {question}\nSolution:\n"
+# Written for this project; the stages it names are those of known contests, the problems are its own or folklore.
+_DIFFICULTY = """\
+You rate how hard problems of mathematics are, on a scale from 1 to 10. What counts is the work of a well prepared \
+pupil who has not seen the problem: how many ideas it takes, how hidden they are, how much has to be kept track of. \
+Long arithmetic alone does not make a problem hard, and neither do unusual words or a long text.
+
+1: one direct step of school arithmetic, or reading a number off.
+   A ticket costs 7 euros. How much do 12 tickets cost?
+2: two or three routine steps, or one equation; the easy half of a contest for ages 12 to 14.
+   Two numbers have the sum 31 and the difference 5. Which is the larger one?
+3: one idea beyond routine, with standard tools; the middle of a multiple-choice contest of high school.
+   How many positive divisors of 360 are multiples of 6?
+4: two ideas that have to be combined, or careful cases; late questions of such a contest, the first of an AIME.
+   Two dice are thrown until their sum is 7 or 8. With what probability is it 8?
+5: the last questions of such a contest, the middle of an AIME: the way has to be found, then it is short.
+   In how many ways can the vertices of a regular hexagon be coloured with three colours so that neighbours differ?
+6: the last third of an AIME, or the easiest question of a national olympiad: several ideas one after another.
+   In a triangle with sides 13, 14, 15 the incircle touches the side 14 at D. In which ratio does the incircle divide
+   the segment from D to the opposite vertex?
+7: a typical first question of a national or the international olympiad: a full proof, with an idea that is not usual.
+   Positive reals a, b, c have the product 1. Prove that a/(b+1) + b/(c+1) + c/(a+1) is at least 3/2.
+8: a middle question of an olympiad: the decisive idea is hidden, and few find it in the time.
+   Prove that among any 2n - 1 integers there are n whose sum is a multiple of n.
+9: the last question of a day at the international olympiad: several hidden ideas, solved by a handful of contestants.
+   The plane is coloured with finitely many colours. Prove that some colour has the vertices of a triangle of area 1.
+10: harder than contests ask: to find the proof was a piece of research.
+   Prove that a set of positive integers with positive upper density holds three terms of an arithmetic progression.
+
+A level between two of these may be given with a half, such as 4.5."""
+
 _SSA = (
     "A conversation between User and Assistant. The User shows a question and several proposed answers to it. "
     "The Assistant checks every proposed answer, then picks the correct one or combines them into a better one. "
@@ -151,6 +181,44 @@ Final answer: <answer>42</answer>
 
 Final answer: """
 
+# For a model that rewrites an answer into the thought/solution form (``conversion``, which checks what it wrote).
+_CONVERT = """\
+You convert the format of a text. The message is somebody's answer to a question that you do not see: thinking aloud, \
+trying things, checking them, and at some point a result. Write the same answer as two sections.
+
+1. The thought: everything in the text, copied nearly word for word and in the same order. Keep detours, doubts, \
+mistakes and second attempts, calculations and code. Do not shorten, summarise, correct or add reasoning; repair only \
+line breaks and markup.
+2. The solution: what a reader wants who has not seen the thinking: the steps that led to the result, cleanly written \
+out of what the text says, and its final answer, once. A marked answer (\\boxed{...}, a letter) stays marked in the \
+same way. If the text answers with a program, the solution holds the final program, whole, in one fenced code block \
+and no other. A wrong result stays as it is.
+
+Write exactly this, nothing before it and nothing after it, and each of the four tags once:
+<|begin_of_thought|>
+the thought
+<|end_of_thought|>
+<|begin_of_solution|>
+the solution
+<|end_of_solution|>
+
+An example. The text:
+
+Pens cost 3 each and she pays with 20. For 4 pens that is 4 * 3 = 7. No wait, 4 * 3 = 12. So she gets 20 - 12 = 8 \
+back. Check: 12 + 8 = 20, yes. \\boxed{8}
+
+What you write:
+
+<|begin_of_thought|>
+Pens cost 3 each and she pays with 20. For 4 pens that is 4 * 3 = 7. No wait, 4 * 3 = 12. So she gets 20 - 12 = 8 \
+back. Check: 12 + 8 = 20, yes.
+<|end_of_thought|>
+<|begin_of_solution|>
+4 pens cost 4 * 3 = 12. Of 20 she gets 20 - 12 = 8 back.
+
+\\boxed{8}
+<|end_of_solution|>"""
+
 _USC = "{question}\n\nRead the proposed answers above and compare them. "
 _USC_END = " Write one short line to say which and why, then a last line: 'The Answer is:' and its final answer."
 
@@ -210,6 +278,22 @@ The answer is: 54
 
 """ + _STEPS_ALONE
 
+# For the model that shortens answers (tt_reasoning/rewriting.py): it reads ``marking_text`` and ``scoring_text``.
+_MARK_ANSWERS = """{question}
+
+The numbered lines are somebody's thoughts on the problem. Some of them propose a final answer to the whole problem, \
+right or wrong, for the first time or once more. A line with an intermediate result does not, nor does one that plans \
+or doubts.
+
+Which lines propose a final answer? Reply with their numbers alone, in rising order, with commas between them, such \
+as: 4, 9
+If no line does, reply: none"""
+
+_SCORE_PART = """{question}
+
+Is the last final answer that the part proposes the same as the correct one? Another way to write the same value is \
+the same. A part that proposes no final answer is not. Reply with one word, True or False."""
+
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
@@ -219,6 +303,19 @@ PROMPTS: dict[str, Prompt] = {
         Prompt(name="answer", user=_STEPS + "The last line is 'The Answer is:' and the final answer."),
         Prompt(name="boxed", user=_STEPS + "Put the final answer inside \\boxed{}."),
         Prompt(name="choice", user=_STEPS + "The last line is 'The Answer is:' and one letter."),
+        # A program with its tests: the question says whether it reads standard input or is a function (code_text).
+        Prompt(
+            name="code",
+            user="{question}\n\nThink it through first. End with the whole solution in one block of code that begins "
+            "with ```python and ends with ```.",
+        ),
+        # How hard a problem is (tools/label_difficulty.py); the scale comes first, so that servers keep its prefix.
+        Prompt(
+            name="difficulty",
+            user="{question}\n\nHow hard is the problem above? Do not solve it in full. Say in one or two sentences "
+            "what it takes, then end with the level alone in double square brackets, such as [[4]] or [[6.5]].",
+            system=_DIFFICULTY,
+        ),
         # For base and very small models: four worked word problems, so that answers are short and marked.
         Prompt(name="few_shot", user=_FEW_SHOT, chat=False, stop=("\n\n",)),
         # For a generator that was trained to write steps, and for the judges that read them: nothing to be told.
@@ -230,6 +327,8 @@ PROMPTS: dict[str, Prompt] = {
         Prompt(name="ssa_no_think", user=_SSA_NO_THINK, chat=False, prefill="<answer>", stop=("</answer>",)),
         # Without a stop string: many servers take it out of the text, and the form is checked anyway.
         Prompt(name="ssa_oracle", user="{question}", system=_SSA_ORACLE),
+        # Rewrites an answer ({question} is its text) as thought and solution, for tools/convert_format.py.
+        Prompt(name="convert", user="{question}", system=_CONVERT),
         # Universal self-consistency (arXiv 2311.17311): an instruct model selects. Told to follow the majority, as is
         # usual, it proves little beside majority voting (usc_majority); usc leaves open what makes it consistent.
         Prompt(name="usc", user=_USC + "Select the most consistent of them." + _USC_END),
@@ -238,6 +337,9 @@ PROMPTS: dict[str, Prompt] = {
             user=_USC + "Select the most consistent of them: one with the final answer that most of them give."
             + _USC_END,
         ),
+        # For the model that shortens answers: which lines propose an answer, and is it the right one.
+        Prompt(name="mark_answers", user=_MARK_ANSWERS),
+        Prompt(name="score_part", user=_SCORE_PART),
         # For very small models, which follow an example better than an instruction.
         Prompt(name="ssa_few_shot", user=_SSA_FEW_SHOT, chat=False, prefill="<answer>", stop=("</answer>",)),
     )
@@ -248,6 +350,15 @@ PROMPTS: dict[str, Prompt] = {
 SYSTEM_PROMPTS: dict[str, str] = {
     "answer": "Solve the problem step by step. The last line is 'The Answer is:' and the final answer.",
     "boxed": "Solve the problem step by step and put the final answer inside \\boxed{}.",
+    "thought_solution": (
+        "Work every problem out at length before you answer it. What you write has two sections. The first is your "
+        "thought: look at the problem from several sides, try ways to solve it, check each step, say so when one was "
+        "wrong and go back, and note what you have found so far. The second is your solution: what you found, as a "
+        "reader wants it who has not seen the thought, with the steps that are needed and the final answer. "
+        "Write them in this form, with nothing before, between or after them:\n"
+        "<|begin_of_thought|>\nthe thought\n<|end_of_thought|>\n"
+        "<|begin_of_solution|>\nthe solution\n<|end_of_solution|>"
+    ),
 }
 _CUSTOM = "custom@"
 
@@ -255,23 +366,29 @@ _CUSTOM = "custom@"
 def default_prompt(kind: Kind) -> str:
     """The name of the prompt for problems of a kind, where the user names none.
 
-    >>> default_prompt("choice"), default_prompt("math")
-    ('choice', 'answer')
+    >>> default_prompt("choice"), default_prompt("code"), default_prompt("math")
+    ('choice', 'code', 'answer')
     """
-    return "choice" if kind == "choice" else "answer"
+    return kind if kind in ("choice", "code") else "answer"
 
 
 def get_prompt(name: str, folder: str | Path | None = None) -> Prompt:
     """The prompt of that name; one from a file by the manifest of the run's folder that used it.
 
+    In a folder whose texts are whole (``conversion``) it has no prefill: they do not go on from there.
+
     Raises:
         UserError: an unknown name (the nearest is offered), or a manifest without that prompt.
     """
     if name in PROMPTS:
-        return PROMPTS[name]
-    if folder is None or not name.startswith(_CUSTOM):
+        found = PROMPTS[name]
+    elif folder is None or not name.startswith(_CUSTOM):
         raise unknown_name("prompt", name, PROMPTS)
-    return _kept_prompt(name, str(folder))
+    else:
+        found = _kept_prompt(name, str(folder))
+    if found.prefill and folder is not None and _has_whole_texts(str(folder)):
+        return replace(found, prefill="", stop=())
+    return found
 
 
 def restore_prompt(name: str, template: dict[str, Any] | None, where: str) -> Prompt:
@@ -287,6 +404,13 @@ def restore_prompt(name: str, template: dict[str, Any] | None, where: str) -> Pr
     'Problem: 2 + 2?\\nSolution:\\n'
     """
     return get_prompt(name) if template is None else replace(_parse_template(template, where), name=name)
+
+
+@functools.lru_cache
+def _has_whole_texts(folder: str) -> bool:
+    if not (Path(folder) / MANIFEST).exists():
+        return False
+    return read_manifest(folder).get("arguments", {}).get("whole_texts") is True
 
 
 @functools.lru_cache
@@ -441,6 +565,44 @@ def choice_text(question: str, choices: Sequence[str]) -> str:
     return f"{question}\n\n{options}\n\nAnswer with the letter of one option."
 
 
+def code_text(question: str, starter_code: str | None = None, fn_name: str | None = None) -> str:
+    """A programming task with the form of its solution: the ``question`` of a problem of kind ``code``.
+
+    Args:
+        starter_code: what the solution begins with, where the task gives any.
+        fn_name: the function (or method of ``class Solution``) that the tests call; None where they feed standard
+            input.
+
+    >>> print(code_text("Add two numbers.", "def add(a, b):", "add"))
+    Add two numbers.
+    <BLANKLINE>
+    Begin with this code:
+    ```python
+    def add(a, b):
+    ```
+    <BLANKLINE>
+    Write only the function `add`, with the imports it needs, and do not call it: the tests do.
+    >>> print(code_text("Read two numbers and print their sum."))
+    Read two numbers and print their sum.
+    <BLANKLINE>
+    Write a program that reads from standard input and prints to standard output. It is run as it stands: if its work \
+is in a function, call that too.
+    """
+    parts = [question]
+    if starter_code and starter_code.strip():
+        parts.append(f"Begin with this code:\n```python\n{starter_code.rstrip()}\n```")
+    if fn_name is None:
+        parts.append(
+            "Write a program that reads from standard input and prints to standard output. It is run as it stands: if "
+            "its work is in a function, call that too."
+        )
+    else:
+        parts.append(
+            f"Write only the function `{fn_name}`, with the imports it needs, and do not call it: the tests do."
+        )
+    return "\n\n".join(parts)
+
+
 def answer_set_text(question: str, answers: Sequence[str]) -> str:
     """A question with its proposed answers, as the aggregator reads them (SSA, arXiv 2506.09014).
 
@@ -472,3 +634,31 @@ def oracle_text(text: str, reference: str) -> str:
     Correct final answer (for you alone): 4
     """
     return f"{text}\n\nCorrect final answer (for you alone): {reference}"
+
+
+def marking_text(question: str, lines: Sequence[str]) -> str:
+    """What the ``mark_answers`` prompt asks about: a problem and the numbered lines of somebody's thoughts on it.
+
+    >>> print(marking_text("What is 2 + 2?", ["It is 4.", "Yes, 4."]))
+    Problem: What is 2 + 2?
+    <BLANKLINE>
+    Thoughts:
+    [1] It is 4.
+    [2] Yes, 4.
+    """
+    numbered = "\n".join(f"[{number}] {line}" for number, line in enumerate(lines, 1))
+    return f"Problem: {question}\n\nThoughts:\n{numbered}"
+
+
+def scoring_text(question: str, part: str, reference: str) -> str:
+    """What the ``score_part`` prompt asks about: a problem, a part of somebody's thoughts, and the right answer.
+
+    >>> print(scoring_text("What is 2 + 2?", "It is 4.", "4"))
+    Problem: What is 2 + 2?
+    <BLANKLINE>
+    Part of somebody's thoughts:
+    It is 4.
+    <BLANKLINE>
+    Correct final answer: 4
+    """
+    return f"Problem: {question}\n\nPart of somebody's thoughts:\n{part}\n\nCorrect final answer: {reference}"
