@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hub_double import Blob, HubDouble, Repo
 
 from tt_reasoning.problems import SOURCES, load_problems
 from tt_reasoning.store import dump_record
@@ -62,7 +65,8 @@ def test_a_hub_data_set_gives_the_same_problems_as_a_local_file(tmp_path: Path) 
         "from tt_reasoning.store import dump_record\n"
         "loaded = {}\n"
         f"for name in {list(expected)}:\n"
-        f"    SOURCES[name] = dataclasses.replace(SOURCES[name], hub={str(tmp_path)!r} + '/' + name, config=None)\n"
+        f"    SOURCES[name] = dataclasses.replace(SOURCES[name], hub={str(tmp_path)!r} + '/' + name, config=None, "
+        "files={})\n"
         "    loaded[name] = [dump_record(problem) for problem in load_problems(name, SOURCES[name].splits[-1])]\n"
         "print(json.dumps(loaded))\n"
     )
@@ -70,6 +74,53 @@ def test_a_hub_data_set_gives_the_same_problems_as_a_local_file(tmp_path: Path) 
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == expected
+
+
+LOAD = """
+import json
+from tt_reasoning.errors import exit_on_mistake
+from tt_reasoning.problems import load_problems
+with exit_on_mistake():
+    print(json.dumps([problem.reference for problem in load_problems({!r}, {!r})]))
+"""
+
+
+@pytest.mark.parametrize(("dataset", "split"), [("apps", "test"), ("taco", "train"), ("livecodebench", "test")])
+def test_files_of_a_data_set_with_a_script_are_downloaded_and_kept(tmp_path: Path, dataset: str, split: str) -> None:
+    """From a Hub that holds them and a script; then from the cache, when the Hub is gone."""
+    source, rows = SOURCES[dataset], Path(__file__).parent / "data" / f"{dataset}.jsonl"
+    lines = rows.read_text().splitlines(keepends=True)
+    half = len(lines) // 2
+    program = LOAD.format(dataset, split)
+    expected = [problem.reference for problem in load_problems(dataset, split, data_files=str(rows))]
+    with HubDouble() as hub:
+        repo = Repo(private=False)
+        hub.repos["dataset", source.hub] = repo
+        files = {f"{source.hub.split('/')[1]}.py": Blob(b"raise SystemExit")}
+        for number, name in enumerate(source.files[split]):
+            part = lines if len(source.files[split]) == 1 else [lines[:half], lines[half:]][min(number, 1)]
+            table = pyarrow.Table.from_pylist([json.loads(line) for line in part])
+            path = tmp_path / "part"
+            path.write_text("".join(part))
+            if name.endswith(".parquet"):
+                pyarrow.parquet.write_table(table, path)
+            files[name] = Blob(path.read_bytes())
+        repo.commit("rows", files)
+        environment = os.environ | hub.environment(tmp_path / "hf")
+        environment.pop("HF_HUB_OFFLINE", None)
+        there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert there.returncode == 0, there.stderr
+        missing = environment | {"HF_HOME": str(tmp_path / "empty")}
+        del files[name]
+        repo.commit("one less", files)
+        gone = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=missing)
+    assert json.loads(there.stdout) == expected
+    said = gone.stderr.splitlines()[-1]
+    assert gone.returncode == 2 and said.startswith(f"error: {name} of the data set {source.hub} cannot be loaded: ")
+    kept = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert kept.returncode == 0 and kept.stdout == there.stdout, kept.stderr
+    nothing = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=missing)
+    assert nothing.returncode == 2 and nothing.stderr.endswith("; pass --data-files FILE with a copy of your own\n")
 
 
 class GatedHub(BaseHTTPRequestHandler):

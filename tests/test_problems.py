@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import base64
 import csv
 import json
 import operator
 import os
+import pickle
 import random
 import subprocess
 import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,8 +23,10 @@ import pytest
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import keep_problems
 from tt_reasoning.grading import Grader
-from tt_reasoning.problems import SOURCES, load_problems
+from tt_reasoning.problems import ALIASES, SOURCES, find_dataset, load_problems, read_part
+from tt_reasoning.problems import code as code_problems
 from tt_reasoning.problems.choice import choice_problem, gpqa_diamond_problem, truthfulqa_problem
+from tt_reasoning.problems.code import livecodebench_problem, unpack_text, unpickle_text
 from tt_reasoning.problems.quickstart import DATA as QUICKSTART
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.store import dump_record, load_record, read_records
@@ -45,7 +50,19 @@ REFERENCES = {
     "arc": ["C", "A", "C"],
     "truthfulqa": ["B", "D", "A", "D"],
     "gpqa-diamond": ["D", "A", "B"],
+    "numina": ["18", r"\frac{1}{4}", r"\sqrt{2}", r"\textbf{(B) } 11"],
+    "apps": [
+        r'{"inputs":["1 2\n","-1 1\n"],"outputs":["3\n","0\n"]}',
+        '{"inputs":[[[3,9,2]]],"outputs":[9],"fn_name":"largest"}',
+        r'{"inputs":["a\n\u00e9"],"outputs":["\u00c9\nA"]}',
+    ],
+    "taco": ['{"inputs":[[1,2]],"outputs":[[3]],"fn_name":"add"}', r'{"inputs":["tree\n"],"outputs":["2\n"]}'],
+    "livecodebench": [
+        '{"inputs":[[["a","b","a"],0],[["x"],1]],"outputs":[2,1],"fn_name":"count"}',
+        r'{"inputs":["3\n","-2\n"],"outputs":["9\n","4\n"]}',
+    ],
 }
+CODE = ("apps", "taco", "livecodebench")
 RIGHT = {  # what stands behind the letters above
     "mmlu": ["23", "97", "Carbon dioxide"],
     "mmlu-pro": ["56", "pascal", "the importer"],
@@ -81,7 +98,7 @@ def write_rows(path: Path, *lines: object) -> str:
 def test_a_local_file_gives_the_gold_answers_in_one_spelling(dataset):
     problems = load_fixture(dataset)
     assert [problem.reference for problem in problems] == REFERENCES[dataset]
-    kind = "choice" if dataset in RIGHT else "math"
+    kind = "choice" if dataset in RIGHT else "code" if dataset in CODE else "math"
     assert {(problem.source, problem.split, problem.kind) for problem in problems} == {(dataset, "test", kind)}
     assert SOURCES[dataset].kind == kind
     assert [problem.id for problem in problems] == [problem_id(problem.question) for problem in problems]
@@ -163,6 +180,12 @@ def test_rows_with_a_split_of_their_own_are_chosen_by_it(tmp_path):
         ("truthfulqa", {"question": "q"}, "no field 'mc1_targets' with lists 'choices' and 'labels'"),
         ("truthfulqa", {"question": "q", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 1]}}, "should be one 1"),
         ("truthfulqa", {"question": "q", "mc1_targets": {"choices": ["a", "b"], "labels": [1, None]}}, "be one 1"),
+        ("numina", {"problem": "q", "solution": "\\boxed{1}"}, "no field 'source'"),
+        ("apps", {"question": "q", "input_output": ""}, "no field 'difficulty'"),
+        ("livecodebench", {"public_test_cases": "[1]"}, "a test should have the texts input and output"),
+        ("livecodebench", {"public_test_cases": "[]"}, "no field 'private_test_cases'"),
+        ("livecodebench", {"public_test_cases": "[]", "private_test_cases": "[]"}, "the tests are of types []"),
+        ("livecodebench", {"public_test_cases": "[]", "private_test_cases": "[{"}, "private_test_cases is not JSON"),
         ("math", ["a list"], "not a JSON object"),
         ("math", "{torn", "not JSON"),
     ],
@@ -263,6 +286,10 @@ def test_ids_of_choice_problems_do_not_change():
         ("mmlu-pro", ["math", "physics", "economics"]),
         ("gpqa-diamond", ["Physics", "Biology", "Chemistry"]),
         ("olympiad", ["Algebra", "Algebra", "Number Theory", "Algebra"]),
+        ("numina", ["amc_aime", "math", "olympiads", "amc_aime"]),
+        ("apps", ["introductory", "interview", "competition"]),
+        ("taco", ["EASY", "MEDIUM_HARD"]),
+        ("livecodebench", ["easy", "hard"]),
         ("arc", [None] * 3),
     ],
 )
@@ -363,6 +390,138 @@ def test_gpqa_goes_from_its_csv_to_verdicts(tmp_path):
     verdicts = list(read_records(out / "verdicts.jsonl", Verdict))
     assert [verdict.correct for verdict in verdicts] == [True] * 4 + [False] * 2
     assert [verdict.extracted for verdict in verdicts] == ["D", "D", "A", "A", "Z", "Z"]
+
+
+def test_rows_that_are_no_problem_are_left_out_with_the_benchmarks_own_reason(capsys):
+    for dataset, why in [
+        ("numina", "their solution boxes no answer: 2\n"),
+        ("apps", "they have no tests, or malformed ones: 4\n"),
+        ("taco", "they have no tests, or malformed ones: 1\n"),
+    ]:
+        load_fixture(dataset)
+        assert capsys.readouterr().err.endswith(f"rows left out because {why}")
+
+
+def test_a_program_is_asked_for_in_the_form_of_its_tests():
+    for dataset in CODE:
+        for problem in load_fixture(dataset):
+            calls = json.loads(problem.reference).get("fn_name")
+            assert ("reads from standard input" in problem.question) is (calls is None)
+            assert (f"only the function `{calls}`" in problem.question) is (calls is not None)
+            assert problem.question in get_prompt("code").render(problem.question)[-1]["content"]
+    _, largest, _ = load_fixture("apps")
+    assert "Begin with this code:\n```python\nclass Solution:\n    def largest(self, nums" in largest.question
+
+
+def pack(content: bytes) -> str:
+    return base64.b64encode(zlib.compress(content)).decode()
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_hostile_pickle_is_an_error_and_is_not_run(tmp_path):
+    ran, row = tmp_path / "ran", fixture_rows("livecodebench")[1]
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        packed = pickle.dumps(Hostile(ran), protocol)
+        with pytest.raises(ValueError, match="the pickle holds more than one text"):
+            livecodebench_problem(row | {"private_test_cases": pack(packed)}, "test")
+        path = write_rows(tmp_path / "rows.jsonl", row | {"private_test_cases": pack(packed)})
+        with pytest.raises(UserError, match="rows.jsonl:1: not a row of livecodebench: the pickle holds more"):
+            load_problems("livecodebench", "test", data_files=path)
+    assert not ran.exists()
+    run, arguments = Hostile(ran).__reduce__()  # what Python's own reader would have done
+    run(*arguments)
+    assert ran.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocols_text_is_read_whatever_stands_in_it(protocol):
+    for text in ("", "[]", "a\n'\"\\\t\x00é\U0001f600", "x" * 100_000):
+        assert unpickle_text(pickle.dumps(text, protocol)) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "exhausted"),
+        (b"no pickle", "opcode"),
+        (pickle.dumps(7), "holds more than one text: BININT1"),
+        (pickle.dumps(["a"]), "holds more than one text: EMPTY_LIST"),
+        (pickle.dumps(None), "holds more than one text: NONE"),
+        (pickle.dumps(b"bytes"), "holds more than one text: SHORT_BINBYTES"),
+        (pickle.dumps("text")[:-4], "expected|exhausted|opcode"),
+        (b"\x80\x04.", "holds 0 texts"),
+        (pickle.dumps("a", 2)[:-1] + pickle.dumps("b", 2)[2:], "holds 2 texts"),
+        (pickle.dumps("\ud800"), "surrogates not allowed"),
+        (b"cos\nsystem\n(S'true'\ntR.", "GLOBAL"),
+    ],
+)
+def test_what_is_no_pickled_text_is_an_error(data, why):
+    with pytest.raises(ValueError, match=why):
+        unpickle_text(data)
+
+
+def test_packed_tests_that_are_damaged_or_too_large_are_errors(monkeypatch):
+    packed = pack(pickle.dumps("x" * 5000))
+    assert unpack_text(packed) == "x" * 5000
+    with pytest.raises(ValueError, match="not packed as base64 of zlib"):
+        unpack_text("!" + packed)
+    with pytest.raises(ValueError, match="not packed as base64 of zlib"):
+        unpack_text(base64.b64encode(b"no zlib").decode())
+    with pytest.raises(ValueError, match="break off"):
+        unpack_text(base64.b64encode(base64.b64decode(packed)[:-6]).decode())
+    monkeypatch.setattr(code_problems, "_MOST_BYTES", 4096)
+    with pytest.raises(ValueError, match="above 0 MiB unpacked"):
+        unpack_text(packed)
+
+
+def test_names_of_other_tools_are_names_of_ours_in_any_case():
+    given = [
+        "NUMINA", "APPS", "TACO", "MATH500", "AIME", "GPQADiamond", "MMLU", "MMLUPro", "LiveCodeBench", "GSM8K",
+        "ARC-C", "AMC23",
+    ]  # fmt: skip
+    assert [find_dataset(name) for name in given] == [
+        "numina", "apps", "taco", "math500", "aime24", "gpqa-diamond", "mmlu", "mmlu-pro", "livecodebench", "gsm8k",
+        "arc", "amc23",
+    ]  # fmt: skip
+    assert {*ALIASES.values()} <= SOURCES.keys() and not ALIASES.keys() & SOURCES.keys()
+    assert load_problems("ARC-C", "test", data_files=str(fixture("arc"))) == load_fixture("arc")
+    with pytest.raises(UserError, match="unknown dataset 'nmuina': did you mean 'numina'"):
+        load_problems("NMUINA", "train")
+
+
+def part(dataset: str, *sources: str, **options: object) -> list[str]:
+    problems = read_part(dataset, "test", data_files=str(fixture(dataset)), sources=sources, **options)
+    return [problem.reference for problem in problems]
+
+
+def test_a_source_is_chosen_before_problems_are_counted():
+    assert part("numina", "amc_aime") == ["18", r"\textbf{(B) } 11"]
+    assert part("numina", "AMC_AIME", start=1, end=2) == [r"\textbf{(B) } 11"]
+    assert part("numina", "math", "olympiads", limit=2) == [r"\frac{1}{4}", r"\sqrt{2}"]
+    assert part("numina", "amc_aime", shard="2/2") == [r"\textbf{(B) } 11"]
+    assert part("numina", "all") == part("numina", "math", "ALL") == part("numina", end=-1) == REFERENCES["numina"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sources", "options", "why"),
+    [
+        ("numina", ["mth"], {}, "source of numina 'mth': did you mean 'math'? Known: amc_aime, math, olympiads"),
+        ("numina", ["math", "mth"], {}, "unknown source of numina 'mth'"),
+        ("numina", ["math"], {"start": 1}, "has 1 problems of split test and source math, none from start=1 on"),
+        ("gsm8k", ["main"], {}, "--source main: the problems of gsm8k name no source or difficulty; leave it out"),
+    ],
+)
+def test_a_source_that_no_problem_has_is_told_with_those_there_are(dataset, sources, options, why):
+    with pytest.raises(UserError) as error:
+        part(dataset, *sources, **options)
+    assert why in str(error.value)
 
 
 def test_local_problems_need_neither_torch_nor_datasets():

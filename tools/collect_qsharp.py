@@ -29,7 +29,7 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.generation import Draw, begun_chunk_size, keep_problems
 from tt_reasoning.grading import DEFAULT_TIMEOUT_S, Fallback, Grader
 from tt_reasoning.guidance import find_other_prompt
-from tt_reasoning.problems import SOURCES, read_part
+from tt_reasoning.problems import SOURCES, find_dataset, read_part
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.qsharp import (
     EXAMPLES,
@@ -116,6 +116,7 @@ _IDENTITY = (
 
 
 def main(args: Arguments) -> str:
+    args = replace(args, dataset=find_dataset(args.dataset))
     _check_numbers(args)
     (guidance,) = _check_one_eta(args).guidances(args.engine)
     roll_in, roll_out = _choose_engines(args.engine)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tt_reasoning.answer_sets import open_answers
 from tt_reasoning.answer_sets.building import pool_answers, read_problem_ids, refuse_excluded
 from tt_reasoning.errors import UserError
 from tt_reasoning.grading import Grader
-from tt_reasoning.problems import read_solutions
+from tt_reasoning.problems import find_dataset, read_solutions
 from tt_reasoning.sft_data import REJECTED, SFT, STATS
 from tt_reasoning.solutions import (
     Choice,
@@ -74,6 +74,8 @@ class Arguments:
 
 def main(args: Arguments) -> str:
     check_arguments(args)
+    if args.dataset is not None:
+        args = replace(args, dataset=find_dataset(args.dataset))
     excluded = {path: read_problem_ids(path) for path in args.exclude}
     problems = read_references(args) if args.dataset else read_answers(args)
     if not args.drop_excluded:

@@ -59,6 +59,24 @@ def load_hub_dataset(name: str, config: str | None = None, *, split: str, revisi
         raise UserError(f"the data set {name} ({split}) cannot be loaded: {reason}") from None
 
 
+def download_hub_file(name: str, path: str, revision: str | None = None) -> Path:
+    """A file of a Hub data set, downloaded to the user's cache or found there: for those that a script would load.
+
+    Raises:
+        UserError: neither has it, or it is gated and this user has no access.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not hub_answers():
+        constants.HF_HUB_OFFLINE = True
+    try:
+        return Path(hf_hub_download(name, path, repo_type="dataset", revision=revision))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} of the data set {name} cannot be loaded: {reason}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
     """A file for a repository: where it goes, its content (a file here, or the bytes), and what it must be there.

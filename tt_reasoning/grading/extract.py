@@ -96,6 +96,16 @@ def extract_answer(text: str, kind: Kind = "math", *, fallback: Fallback = "none
     return (strip(marked) or None) if marked is not None else None
 
 
+def extract_box(text: str) -> str | None:
+    """What the last box of a text holds that closes and is not empty, as ``extract_answer`` reads it; else None.
+
+    >>> print(extract_box("So \\\\boxed{1} or \\\\boxed{\\\\frac{1}{2}}, not \\\\boxed{3"))
+    \\frac{1}{2}
+    """
+    box = _last_box(_readable(text[-MAX_TEXT:]))
+    return (strip(box) or None) if box is not None else None
+
+
 def read_letter(text: str) -> str | None:
     """The letter that a multiple-choice answer begins with, as a capital; None when it names two.
 

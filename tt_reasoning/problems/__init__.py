@@ -8,14 +8,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tt_reasoning.errors import UserError, unknown_name
-from tt_reasoning.hub import load_hub_dataset
+from tt_reasoning.hub import download_hub_file, load_hub_dataset
 from tt_reasoning.problems.choice import (
     arc_problem,
     gpqa_diamond_problem,
@@ -23,9 +23,11 @@ from tt_reasoning.problems.choice import (
     mmlu_problem,
     truthfulqa_problem,
 )
+from tt_reasoning.problems.code import apps_problem, livecodebench_problem, taco_problem
 from tt_reasoning.problems.competitions import aime24_problem, aime25_problem, amc23_problem, olympiad_problem
 from tt_reasoning.problems.gsm8k import gsm8k_problem, gsm8k_solution
 from tt_reasoning.problems.math import math500_problem, math_problem
+from tt_reasoning.problems.numina import numina_problem
 from tt_reasoning.problems.quickstart import DATA, quickstart_problem
 from tt_reasoning.problems.word_problems import asdiv_problem, asdiv_solution, mawps_problem, svamp_problem
 from tt_reasoning.types import Kind, Problem
@@ -37,9 +39,10 @@ Row = dict[str, Any]
 class Source:
     """A benchmark: where its rows are and how one becomes a problem.
 
-    ``to_problem`` raises ValueError for a malformed row and returns None for a sound row that asks no single
-    question. ``to_solution`` gives the row's own worked solution in steps, where the benchmark has any; None for a row
-    without one. ``hub`` is a dataset on the Hugging Face Hub; None means the file that ships with the package.
+    ``to_problem`` raises ValueError for a malformed row and returns None for a row that is no problem here;
+    ``left_out`` says why not. ``to_solution`` gives the row's own worked solution in steps, where the benchmark has
+    any; None for a row without one. ``hub`` is a dataset on the Hugging Face Hub; None means the file that ships with
+    the package. ``files`` are those of the dataset that hold a split, where only a script in it could say so.
     """
 
     name: str
@@ -49,9 +52,11 @@ class Source:
     hub: str | None
     config: str | None = None
     revision: str | None = None
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     splits: tuple[str, ...]
     to_problem: Callable[[Row, str], Problem | None]
     to_solution: Callable[[Row], str | None] | None = None
+    left_out: str = "they have several answers"
 
 
 SOURCES: dict[str, Source] = {
@@ -143,6 +148,15 @@ SOURCES: dict[str, Source] = {
             to_problem=olympiad_problem,
         ),
         Source(
+            name="numina",
+            description="NuminaMath-CoT: 860,000 problems of nine sources, such as amc_aime, math and olympiads",
+            license="Apache-2.0",
+            hub="AI-MO/NuminaMath-CoT",
+            splits=("train", "test"),
+            to_problem=numina_problem,
+            left_out="their solution boxes no answer",
+        ),
+        Source(
             name="mmlu",
             kind="choice",
             description="57 subjects from school to profession, four options",
@@ -192,6 +206,41 @@ SOURCES: dict[str, Source] = {
             to_problem=gpqa_diamond_problem,
         ),
         Source(
+            name="apps",
+            kind="code",
+            description="programs with tests: introductory, interview, competition",
+            license="MIT",
+            hub="codeparrot/apps",
+            files={split: (f"{split}.jsonl",) for split in ("train", "test")},
+            splits=("train", "test"),
+            to_problem=apps_problem,
+            left_out="they have no tests, or malformed ones",
+        ),
+        Source(
+            name="taco",
+            kind="code",
+            description="programs with tests in five difficulties, EASY to VERY_HARD",
+            license="Apache-2.0",
+            hub="BAAI/TACO",
+            files={
+                "train": tuple(f"ALL/train-{part:05}-of-00009.parquet" for part in range(9)),
+                "test": ("ALL/test-00000-of-00001.parquet",),
+            },
+            splits=("train", "test"),
+            to_problem=taco_problem,
+            left_out="they have no tests, or malformed ones",
+        ),
+        Source(
+            name="livecodebench",
+            kind="code",
+            description="contest programs of 2023 and 2024 with tests (release_v2): easy, medium, hard",
+            license="CC",
+            hub="livecodebench/code_generation_lite",
+            files={"test": ("test.jsonl", "test2.jsonl")},
+            splits=("test",),
+            to_problem=livecodebench_problem,
+        ),
+        Source(
             name="quickstart",
             description="one- to three-step word problems that ship with this package",
             license="BSD-3-Clause",
@@ -201,6 +250,26 @@ SOURCES: dict[str, Source] = {
         ),
     )
 }
+
+
+# Other names of these, as other tools spell them; upper and lower case are alike in all names.
+ALIASES = {
+    "aime": "aime24",
+    "arc-c": "arc",
+    "gpqadiamond": "gpqa-diamond",
+    "mmlupro": "mmlu-pro",
+}
+
+
+def find_dataset(name: str) -> str:
+    """The name in ``SOURCES`` of what a user calls a benchmark; what is not known comes back as it is.
+
+    >>> find_dataset("MATH500"), find_dataset("ARC-C"), find_dataset("GPQADiamond"), find_dataset("nothing")
+    ('math500', 'arc', 'gpqa-diamond', 'nothing')
+    """
+    small = name.lower()
+    known = ALIASES.get(small, small)
+    return known if known in SOURCES else name
 
 
 def load_problems(
@@ -241,22 +310,31 @@ def read_part(
     end: int | None = None,
     limit: int | None = None,
     shard: str | None = None,
+    sources: Sequence[str] = (),
 ) -> Iterator[Problem]:
     """The problems ``start`` to ``end`` (or ``start + limit``), and of them those of a shard, one at a time.
+
+    Args:
+        end: the problem behind the last one; None and -1 are the benchmark's end.
+        sources: only problems of these categories (``Problem.category``, in any case) are there to be counted; none
+            or ``all`` keeps every one.
 
     >>> [p.reference for p in read_part("quickstart", "test", end=3, shard="1/2")]
     ['7', '39']
 
     Raises:
-        UserError: as ``read_problems``, a part or shard without a problem, or both ``end`` and ``limit``.
+        UserError: as ``read_problems``, a part or shard without a problem, both ``end`` and ``limit``, or a source
+            that no problem has.
     """
+    end = None if end == -1 else end
     if end is not None and limit is not None:
         raise UserError(f"--end {end} and --limit {limit} both say where to stop; give one")
     if end is not None and end <= start:
         raise UserError(f"--start {start} --end {end} leaves no problem; --end is the one behind the last")
     rank, count = _parse_shard(shard) if shard else (1, 1)
     limit = limit if end is None else end - start
-    return _take_shard(read_problems(dataset, split, data_files=data_files, limit=limit, start=start), rank, count)
+    problems = (problem for problem, _ in _read_rows(dataset, split, data_files, limit, start, sources))
+    return _take_shard(problems, rank, count)
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:
@@ -290,6 +368,7 @@ def read_solutions(
     Raises:
         UserError: as ``read_problems``, or a benchmark or file that has none.
     """
+    dataset = find_dataset(dataset)
     to_solution = SOURCES[dataset].to_solution if dataset in SOURCES else None
     if dataset in SOURCES and to_solution is None:
         known = ", ".join(sorted(name for name, source in SOURCES.items() if source.to_solution))
@@ -309,11 +388,12 @@ def read_solutions(
 
 
 def _read_rows(
-    dataset: str, split: str, data_files: str | None, limit: int | None, start: int
+    dataset: str, split: str, data_files: str | None, limit: int | None, start: int, sources: Sequence[str] = ()
 ) -> Iterator[tuple[Problem, Row]]:
-    """Problems as ``read_problems`` says, each with the row that it was made of."""
+    """Problems as ``read_part`` says, each with the row that it was made of."""
+    dataset = find_dataset(dataset)
     if dataset not in SOURCES:
-        raise unknown_name("dataset", dataset, SOURCES)
+        raise unknown_name("dataset", dataset.lower(), {*SOURCES, *ALIASES})
     source = SOURCES[dataset]
     known_splits = {*source.splits, "train", "validation", "test"} if data_files else source.splits
     if split not in known_splits:
@@ -324,14 +404,18 @@ def _read_rows(
         raise UserError(f"limit={limit} leaves no problem; give at least 1")
 
     if data_files:
-        place, rows = data_files, _read_file(Path(data_files))
+        place, rows = data_files, read_file(Path(data_files), "--data-files")
     elif source.hub:
         place, rows = f"{source.hub} ({split})", _read_hub(source, split)
     else:
-        place, rows = f"{dataset} ({split})", _read_file(DATA)
+        place, rows = f"{dataset} ({split})", read_file(DATA, "--data-files")
 
+    wanted = {name.lower() for name in sources}
+    if "all" in wanted:
+        wanted = set()
+    categories: set[str] = set()
     seen: set[str] = set()
-    repeated = without_single_answer = 0
+    repeated = left_out = 0
     for where, row in rows:
         if row.get("split", split) != split:
             continue
@@ -340,8 +424,13 @@ def _read_rows(
         except ValueError as error:
             raise UserError(f"{where}: not a row of {dataset}: {error}") from None
         if problem is None:
-            without_single_answer += 1
-        elif problem.id in seen:
+            left_out += 1
+            continue
+        if wanted:
+            categories.add(problem.category or "")
+            if (problem.category or "").lower() not in wanted:
+                continue
+        if problem.id in seen:
             repeated += 1
         else:
             seen.add(problem.id)
@@ -349,20 +438,36 @@ def _read_rows(
                 yield problem, row
             if limit is not None and len(seen) == start + limit:
                 break
+    else:
+        _check_sources(sources if wanted else (), categories, dataset)
     if repeated:
         print(f"{place}: rows left out because they repeat an earlier question: {repeated}", file=sys.stderr)
-    if without_single_answer:
-        print(f"{place}: rows left out because they have several answers: {without_single_answer}", file=sys.stderr)
+    if left_out:
+        print(f"{place}: rows left out because {source.left_out}: {left_out}", file=sys.stderr)
     if len(seen) <= start:
-        raise UserError(f"{place} has {len(seen)} problems of split {split}, none from start={start} on")
+        of_source = f" and source {', '.join(sources)}" if wanted else ""
+        raise UserError(f"{place} has {len(seen)} problems of split {split}{of_source}, none from start={start} on")
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row of a local file with the place that an error names."""
+def _check_sources(sources: Sequence[str], categories: set[str], dataset: str) -> None:
+    """Raise UserError for a source that none of the problems has, with those that there are."""
+    known = categories - {""}
+    for name in sources:
+        if not known:
+            raise UserError(f"--source {name}: the problems of {dataset} name no source or difficulty; leave it out")
+        if name.lower() not in {category.lower() for category in known}:
+            raise unknown_name(f"source of {dataset}", name, known)
+
+
+def read_file(path: Path, option: str) -> Iterator[tuple[str, Row]]:
+    """Each row of a local file (.jsonl, .json, .parquet or .csv) with the place that an error names.
+
+    ``option`` is what named the file. Raises UserError when it is not there, of another kind or malformed.
+    """
     if not path.is_file():
-        raise UserError(f"--data-files {path}: no such file")
+        raise UserError(f"{option} {path}: no such file")
     if path.suffix not in _READERS:
-        raise UserError(f"--data-files {path}: name a file that ends in {', '.join(_READERS)}")
+        raise UserError(f"{option} {path}: name a file that ends in {', '.join(_READERS)}")
     for where, row in _READERS[path.suffix](path):
         if not isinstance(row, dict):
             raise UserError(f"{where}: not a JSON object")
@@ -418,9 +523,13 @@ def _parse(text: bytes, where: str) -> Any:
 
 
 def _read_hub(source: Source, split: str) -> Iterator[tuple[str, Row]]:
+    assert source.hub is not None
+    place = f"{source.hub} ({split})"
     try:
-        rows = load_hub_dataset(source.hub, source.config, split=split, revision=source.revision)
+        paths = [download_hub_file(source.hub, name, source.revision) for name in source.files.get(split, ())]
+        table = None if paths else load_hub_dataset(source.hub, source.config, split=split, revision=source.revision)
     except UserError as error:
         raise UserError(f"{error}; pass --data-files FILE with a copy of your own") from None
+    rows = (row for path in paths for _, row in read_file(path, source.hub)) if table is None else table
     for number, row in enumerate(rows, 1):
-        yield f"{source.hub} ({split}): row {number}", row
+        yield f"{place}: row {number}", row
