@@ -1,8 +1,9 @@
 """Sample several answers to each problem of a benchmark: the raw material of votes, answer sets and judges.
 
 The run is repeatable from its seed and can be killed at any moment: the same command goes on with what is
-missing, and ends with the same file. Further samples (--num-samples), temperatures or problems (--start, --end,
---limit) add to the same folder. --shard 2/4 takes every fourth problem: finished shards are merged by cat. Writes
+missing, and ends with the same file. Further samples (--num-samples), temperatures or problems (--source, --start,
+--end, --limit) add to the same folder. --shard 2/4 takes every fourth problem: finished shards are merged by cat.
+--source chooses by the benchmark's own source or difficulty, --filter-difficulty by levels of label_difficulty. Writes
 problems.jsonl, answers.jsonl, stats.json and manifest.json; tools/check_answers.py grades the answers. With --engine
 openai a server samples (a key in OPENAI_API_KEY or --keys FILE); a request that fails is counted, never written, and
 asked again by the same command. With --engine guided a value model steers (Q#, docs/qsharp.md), as hard as every --eta.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+from tt_reasoning.difficulty import NUMINA_LABELS, keep_levels, read_levels
 from tt_reasoning.engines.options import EngineOptions, GuideOptions
 from tt_reasoning.errors import UserError
 from tt_reasoning.generation import (
@@ -36,7 +38,7 @@ from tt_reasoning.generation import (
     plan_draws,
 )
 from tt_reasoning.guidance import find_other_prompt
-from tt_reasoning.problems import read_part
+from tt_reasoning.problems import SOURCES, find_dataset, read_part
 from tt_reasoning.prompts import Prompt, default_prompt, load_prompt
 from tt_reasoning.qsharp import read_sides
 from tt_reasoning.store import open_run, write_json
@@ -58,29 +60,42 @@ class Arguments:
     """Split of the benchmark."""
     data_files: str | None = None
     """Local file with the benchmark's rows, in place of the Hub."""
+    source: tuple[str, ...] = ()
+    """Only problems of these sources (numina), difficulties (apps, taco, livecodebench) or subjects; all unless given.
+    The next four count these alone."""
     start: int = 0
     """First problem, counted from 0."""
     end: int | None = None
-    """The problem behind the last one; the benchmark's end unless given."""
+    """The problem behind the last one; the benchmark's end if -1, or not given."""
     limit: int | None = None
     """How many problems from --start on, in place of --end."""
     shard: str | None = None
     """i/n: of these problems the i-th of every n, so that n runs with 1/n to n/n share them."""
+    filter_difficulty: bool = False
+    """Of these problems those alone whose level in --difficulty-labels is within the bounds."""
+    difficulty_lower: Annotated[float | None, tyro.conf.arg(aliases=("--math-difficulty-lower-bound",))] = None
+    """Lowest level, from 1 to 10."""
+    difficulty_upper: Annotated[float | None, tyro.conf.arg(aliases=("--math-difficulty-upper-bound",))] = None
+    """Highest level."""
+    difficulty_labels: str | None = None
+    """Folder of label_difficulty, file or hub:NAME with the levels; for numina those published with Sky-T1 unless
+    given."""
     held_out: Path | None = None
     """Of these problems those alone that a --rounds-file of collect_qsharp holds out."""
-    num_samples: int = 4
+    num_samples: Annotated[int, tyro.conf.arg(aliases=("--n",))] = 4
     """Answers to each problem at each temperature; one at temperature 0."""
     temperatures: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--temperature",))] = (0.7,)
     """One or several; 0 is greedy."""
     prompt: str | None = None
-    """A prompt of tt_reasoning/prompts.py or a file with one; choice for multiple choice, else answer, unless given."""
+    """A prompt of tt_reasoning/prompts.py or a file with one; choice for multiple choice, code for programs,
+    else answer, unless given."""
     system_prompt: str | None = None
     """System message in place of the prompt's own: answer, boxed, or a text file."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that hold this share of the probability."""
     top_k: int = 0
     """Sample from this many likeliest tokens; 0 is no limit."""
-    max_new_tokens: int = 1024
+    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=("--max-tokens",))] = 1024
     """Most tokens of an answer."""
     seed: int = 0
     """Seed of the run; each answer has its own from it."""
@@ -99,15 +114,19 @@ _IDENTITY = ("model", "dataset", "split", "data_files", "top_p", "top_k", "max_n
 
 
 def main(args: Arguments) -> str:
+    args = replace(args, dataset=find_dataset(args.dataset))
     _check_numbers(args)
+    labels = _choose_labels(args)
     if args.prompt is not None:
         load_prompt(args.prompt, args.system_prompt)
     guidances = args.guide.guidances(args.engine)
     args.engine.check(args.model)
     problems = read_part(
         args.dataset, args.split, data_files=args.data_files, start=args.start, end=args.end, limit=args.limit,
-        shard=args.shard,
+        shard=args.shard, sources=args.source,
     )  # fmt: skip
+    if labels is not None:
+        problems = keep_levels(problems, read_levels(labels), args.difficulty_lower, args.difficulty_upper)
     if args.held_out is not None:
         problems = _take_held_out(problems, args.held_out)
     first = next(problems)  # a mistake shows before a folder is made
@@ -149,6 +168,35 @@ def main(args: Arguments) -> str:
         print(_summary(counts, args.out))
     check_complete(counts)
     return _summary(counts, args.out)
+
+
+def _choose_labels(args: Arguments) -> str | None:
+    """Where the levels are by which problems are chosen; None where they are not."""
+    bounds = {"lower": args.difficulty_lower, "upper": args.difficulty_upper}
+    if not args.filter_difficulty:
+        given = [f"difficulty-{name}" for name, value in bounds.items() if value is not None]
+        given += ["difficulty-labels"] if args.difficulty_labels is not None else []
+        if given:
+            raise UserError(f"--{given[0]} is of --filter-difficulty; give that too, or leave it out")
+        return None
+    for name, value in bounds.items():
+        if value is not None and not 1 <= value <= 10:
+            raise UserError(f"--difficulty-{name} {value:g}: levels go from 1 to 10")
+    if None not in bounds.values() and args.difficulty_lower > args.difficulty_upper:
+        raise UserError(f"--difficulty-lower {args.difficulty_lower:g} is above --difficulty-upper "
+                        f"{args.difficulty_upper:g}")  # fmt: skip
+    if args.difficulty_labels is not None:
+        return args.difficulty_labels
+    if args.dataset == "numina":
+        return NUMINA_LABELS
+    if args.dataset in SOURCES and SOURCES[args.dataset].kind == "code":
+        if any(value is not None for value in bounds.values()):
+            raise UserError(f"--difficulty-lower and --difficulty-upper are levels of labels; the difficulty of "
+                            f"{args.dataset} is its --source, unless you give --difficulty-labels")  # fmt: skip
+        print(f"--filter-difficulty does nothing here: --source is the difficulty of {args.dataset}", file=sys.stderr)
+        return None
+    raise UserError(f"--filter-difficulty: {args.dataset} has no published levels; give --difficulty-labels, made by "
+                    "tools/label_difficulty.py")  # fmt: skip
 
 
 def _take_held_out(problems: Iterable[Problem], path: Path) -> Iterator[Problem]:

@@ -42,7 +42,7 @@ class EngineOptions:
     """Arithmetic of the model; the engine's own choice unless given."""
     max_model_len: int | None = None
     """Most tokens of a prompt with its answer; the engine's own choice unless given."""
-    tensor_parallel_size: int | None = None
+    tensor_parallel_size: Annotated[int | None, tyro.conf.arg(aliases=("--tp",))] = None
     """GPUs that share one copy of the model; 1 unless given."""
     data_parallel_size: int | None = None
     """Copies of the model side by side on this machine, each with its own GPUs or CPU cores; 1 unless given."""
