@@ -1,23 +1,26 @@
-"""Star graphs: a world in which next-token prediction fails by construction, and what a value model makes of it (Q#).
+"""Star graphs: a world in which next-token prediction fails by construction, and a value model that mends it (Q#).
 
 In a star graph G(d, l) arms leave one node, the source, and the goal is the last of the l nodes of one of them, the
-source being its first. The line ``a,b|c,d|.../start,goal=path`` gives its edges in any order and asks for the path. A
-model that learns the path token by token learns to follow edges, which is easy from the second node on, and guesses the
-first one: it is right once in d times (Bachmann and Nagarajan, arXiv 2403.06963). A value model need only tell from
-samples of that model whether they reach the goal. At the last nodes this is easy, and what is learned there helps one
-node before; steered by such a one the model of the Q# paper finds the path (arXiv 2502.20548).
+source being its first. A line gives its edges in any order, source and goal, and asks for the path. A model that learns
+the path token by token learns to follow edges, which is easy from the second node on, and guesses the first one: it is
+right once in d times (Bachmann and Nagarajan, arXiv 2403.06963). A value model need only tell from samples of that
+model whether they reach the goal. At the last nodes this is easy, and what is learned there helps one node before;
+steered by such a one the model of the Q# paper finds the path (arXiv 2502.20548).
 
-Everything is trained from random weights on graphs that are drawn anew at every step: a small Llama on paths
+Everything is trained from random weights on graphs that are drawn anew at every step: a Llama of two layers on paths
 (``reference``), then, from its weights, a value model on its own samples (``value``). Measured are whole paths that are
 right, sampled at temperature 1 on graphs that nobody has seen: of the reference, and of the reference steered with the
 Bernoulli rule (Q#) and with the mean (CD). A run that was killed goes on.
 
-How it departs from the paper: a Llama of a million parameters that reads a token a node, in place of GPT-2 and its
-tokens; fresh graphs in place of 200,000 seen ten times over; the value model starts from the reference, not from
-public weights, and learns from the reference's samples alone, in place of the truth beside wrong samples; two heads of
-the first layer look one and two tokens back before anything is learned.
+What lets the value model look ahead: its layers are the reference's last one, which follows an edge, several times
+over (and one new layer at the end). They stay equal in training, so what is learned of one edge holds for the next; and
+the reference has no layers to spare for learning not to look further than one edge. Layers that may part
+(``--part-hops``) look ahead as well, but later.
 
-docs/results.md says how far it gets: the reference fails as it should, the value model has not learned to look ahead.
+How it departs from the paper: a small Llama that reads nodes as tokens, and no marks between them, in place of GPT-2
+and its tokens; fresh graphs in place of 200,000 seen ten times over; the value model starts from the reference, not
+from public weights, and learns from the reference's samples alone, in place of the truth beside wrong samples; a head
+of the first layer looks one token back before anything is learned.
 
     python benchmarks/star_graph.py --out outputs/star_graph --graphs 2,5 3,5 --plot star_graph.png
 """
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +40,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
 from torchtune.modules import MultiHeadAttention, TransformerDecoder
@@ -57,7 +61,7 @@ from tt_reasoning.guidance.decode import ValueGuide, load_value_model
 from tt_reasoning.losses import ReturnLoss
 from tt_reasoning.models import ChatTokenizer, build_from_hf
 from tt_reasoning.models.value_head import ValueHead
-from tt_reasoning.models.weights import save_weights
+from tt_reasoning.models.weights import load_weights, save_weights
 from tt_reasoning.plots import check_plot_path, save_figure
 from tt_reasoning.prefix_tree import any_row_length, pack_group, unembed_as
 from tt_reasoning.rollout import generate
@@ -65,12 +69,13 @@ from tt_reasoning.tool import require_positive, run_tool
 from tt_reasoning.training import Process, arithmetic, build_model, clip_gradients
 from tt_reasoning.types import Guidance, Rule, seed_of
 
-MARKS, END = (",", "|", "/", "="), "<|end|>"
+MARKS, END = ("/", "="), "<|end|>"
 STAGES = ("reference", "value", "test")
 T = TypeVar("T")
 _EVERY = 50  # steps that a row of the curve is the mean of
 _SAMPLED = 256  # graphs that are sampled together
 _ROPE_BASE = 10_000.0
+_LAYERS = 2  # of the reference: one looks back, one follows an edge
 _MUON = 10  # its learning rate, of AdamW's
 _CPU = Process(0, 1, torch.device("cpu"))
 
@@ -83,15 +88,15 @@ class Arguments:
     """What is learned: arms,nodes of a path for each world, such as 2,5 3,5."""
     nodes: int = 50
     """How many names of nodes there are."""
-    layers: int = 4
-    """Of the Llama."""
+    hops: int = 4
+    """How often the value model has the reference's last layer: how many edges it can follow."""
     width: int = 128
     """Of its hidden states."""
     heads: int = 4
     """Of its attention layers."""
-    reference_steps: int = 1000
+    reference_steps: int = 800
     """Most optimizer steps of the reference."""
-    value_steps: int = 2500
+    value_steps: int = 3000
     """Most optimizer steps of the value model."""
     enough: float = 0.999
     """The value model is done before its last step when it tells so many samples right at every node but the source."""
@@ -101,15 +106,12 @@ class Arguments:
     """Samples of the reference for each graph that the value model learns from."""
     chunk: int = 4096
     """Graphs whose samples are drawn at a time."""
-    reuse: int = 1
-    """How often the value model sees a graph. Sampling takes as long as learning, yet graphs seen again are learned by
-    heart."""
+    part_hops: bool = False
+    """Let the value model's copies of that layer part in training."""
     lr: float = 2e-3
     """Learning rate of the reference."""
     value_lr: float = 1e-3
     """Learning rate of the value model."""
-    word_weight: float = 0.0
-    """Weight of the next-token loss beside the value model's own."""
     dtype: Literal["fp32", "bf16_mixed"] = "bf16_mixed"
     """Arithmetic of the training; sampling is in fp32."""
     eta: list[float] = field(default_factory=lambda: [2.0, 5.0, 10.0])
@@ -144,13 +146,13 @@ class World(NamedTuple):
 
     @property
     def prompt_tokens(self) -> int:
-        """Of ``a,b|...|c,d/start,goal=``."""
-        return 4 * self.num_edges + 4
+        """Of ``a b ... c d / start goal =``."""
+        return 2 * self.num_edges + 4
 
     @property
     def path_tokens(self) -> int:
-        """Of a path with its commas and its end."""
-        return 2 * self.length
+        """Of a path with its end."""
+        return self.length + 1
 
     @property
     def vocabulary(self) -> list[str]:
@@ -196,14 +198,11 @@ def draw_graphs(world: World, num: int, seed: int, stage: str, step: int) -> Bat
     order = draw.permuted(np.tile(np.arange(edges), (num, 1)), axis=1)
     pairs = np.take_along_axis(pairs, order[:, :, None], 1)
 
-    comma, bar, slash, equals, end = range(world.nodes, world.nodes + len(MARKS) + 1)
-    prompts = np.empty((num, edges + 1, 4), np.int64)
-    prompts[:, :-1, ::2], prompts[:, :, 1], prompts[:, :, 3] = pairs, comma, bar
-    prompts[:, -1, 0], prompts[:, -1, 2] = paths[:, 0, 0], paths[:, 0, -1]
-    prompts[:, -2, 3], prompts[:, -1, 3] = slash, equals
-    written = np.full((num, arms, 2 * length), comma, np.int64)
-    written[:, :, ::2], written[:, :, -1] = paths, end
-    return Batch(prompts.reshape(num, -1), written)
+    slash, equals, end = range(world.nodes, world.nodes + len(MARKS) + 1)
+    question = np.stack([np.full(num, slash), paths[:, 0, 0], paths[:, 0, -1], np.full(num, equals)], 1)
+    prompts = np.concatenate([pairs.reshape(num, -1), question], 1)
+    written = np.concatenate([paths, np.full((num, arms, 1), end)], 2)
+    return Batch(prompts, written)
 
 
 def write_start(folder: Path, world: World, args: Arguments) -> None:
@@ -212,14 +211,13 @@ def write_start(folder: Path, world: World, args: Arguments) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(world.vocabulary)}, unk_token=END))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|[,|/=]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(END, special=True)])
     tokenizer.save(str(folder / "tokenizer.json"))
     store.write_json(folder / "tokenizer_config.json", {"eos_token": END})
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": len(world.vocabulary),
-        "num_hidden_layers": args.layers, "num_attention_heads": args.heads, "num_key_value_heads": args.heads,
+        "num_hidden_layers": _LAYERS, "num_attention_heads": args.heads, "num_key_value_heads": args.heads,
         "hidden_size": args.width, "intermediate_size": 3 * args.width,
         "max_position_embeddings": world.prompt_tokens + world.path_tokens, "rms_norm_eps": 1e-5,
         "rope_theta": _ROPE_BASE, "tie_word_embeddings": True, "hidden_act": "silu", "torch_dtype": "float32",
@@ -231,48 +229,89 @@ def write_start(folder: Path, world: World, args: Arguments) -> None:
 
 
 def draw_weights(model: TransformerDecoder, seed: int) -> None:
-    """Random weights: layers begin by adding nothing, and two heads of the first look one and two tokens back.
+    """Random weights: layers begin by adding nothing, and a head of the first looks one token back.
 
-    To follow an edge ``a,b`` from a node ``a`` of the path, ``b`` must know what stands two before it, the comma behind
-    that node what stands one before it, and a second layer must hold the one against the other. From wholly random
-    weights the three come together only after hundreds of thousands of graphs. With the first two given the third is
-    learned within some thousands; from which token to which to go is never given.
+    To follow an edge ``a b`` from a node ``a`` of the path, ``b`` must know what stands before it, and a second layer
+    must hold that against the node. From wholly random weights the two come together late. With the first given the
+    second is learned within some thousand graphs; from which node to which to go is never given.
     """
     random = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        if weight.dim() > 1:
-            adds = "output_proj" in name or ".w2." in name
-            std = 0.1 if name.startswith("tok_embeddings") else 0.0 if adds else weight.shape[1] ** -0.5
-            torch.nn.init.normal_(weight, std=std, generator=random)
+    draw_layers(model, seed)
     with torch.no_grad():
         embeddings_VD, first = model.tok_embeddings.weight, model.layers[0].attn
+        torch.nn.init.normal_(embeddings_VD, std=0.1, generator=random)
         shared_D = 0.1 * torch.randn(embeddings_VD.shape[1], generator=random)  # positions alone are seen through it
         embeddings_VD += shared_D
         torch.nn.init.normal_(first.output_proj.weight, std=0.15 * len(shared_D) ** -0.5, generator=random)
-        for head in range(min(2, first.num_heads)):
-            look_back(first, head, head + 1, shared_D / shared_D.norm())
+        look_back(first, shared_D / shared_D.norm())
 
 
-def look_back(layer: MultiHeadAttention, head: int, distance: int, shared_D: Tensor) -> None:
-    """Let a head look so many tokens back whatever they are, by what all tokens share.
+def draw_layers(model: TransformerDecoder, seed: int) -> None:
+    """Random weights for the matrices of all layers; what a layer adds to its input is nothing at first."""
+    random = torch.Generator().manual_seed(seed)
+    for name, weight in model.layers.named_parameters():
+        if weight.dim() > 1:
+            adds = "output_proj" in name or ".w2." in name
+            torch.nn.init.normal_(weight, std=0.0 if adds else weight.shape[1] ** -0.5, generator=random)
+
+
+def look_back(layer: MultiHeadAttention, shared_D: Tensor) -> None:
+    """Let the first head look one token back whatever that is, by what all tokens share.
 
     Rotary positions turn pair i of a key at place k against a query at q by (k - q) theta_i; a key that is turned ahead
-    by distance * theta_i meets it where q - k = distance. The four fastest pairs tell neighbours apart.
+    by theta_i meets it where q - k = 1. The four fastest pairs tell neighbours apart.
     """
     size = layer.head_dim
     query_E, key_E = torch.zeros(size), torch.zeros(size)
     for pair in range(min(4, size // 2)):
-        angle = distance * _ROPE_BASE ** (-2 * pair / size)
+        angle = _ROPE_BASE ** (-2 * pair / size)
         query_E[2 * pair] = 1.0
         key_E[2 * pair], key_E[2 * pair + 1] = math.cos(angle), math.sin(angle)
-    own = slice(head * size, (head + 1) * size)
-    layer.q_proj.weight[own], layer.k_proj.weight[own] = torch.outer(query_E, shared_D), torch.outer(key_E, shared_D)
+    layer.q_proj.weight[:size] = torch.outer(query_E, shared_D)
+    layer.k_proj.weight[:size] = torch.outer(key_E, shared_D)
+
+
+def write_value_start(folder: Path, reference: Path, hops: int, seed: int) -> None:
+    """The reference with its last layer ``hops`` times over, and behind these a new layer that adds nothing yet."""
+    if (folder / "model.safetensors").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(reference / name, folder / name)
+    config = json.loads((reference / "config.json").read_text(encoding="utf-8"))
+    store.write_json(folder / "config.json", config | {"num_hidden_layers": _LAYERS + hops})
+    model = build_from_hf(str(folder))
+    draw_layers(model, seed_of("star_graph value", seed))
+    weights = load_weights(reference)
+    for name, weight in list(weights.items()):
+        if name.startswith(f"layers.{_LAYERS - 1}."):
+            rest = name.split(".", 2)[2]
+            weights |= {f"layers.{layer}.{rest}": weight.clone() for layer in equal_layers(hops)}
+    model.load_state_dict(weights, strict=False)  # the new layer is as drawn
+    save_weights(model.state_dict(), folder, folder)
+
+
+def equal_layers(hops: int) -> range:
+    """Which layers of a value model are the reference's last one.
+
+    >>> list(equal_layers(3))
+    [1, 2, 3]
+    """
+    return range(_LAYERS - 1, _LAYERS - 1 + hops)
+
+
+def keep_equal(model: TransformerDecoder, layers: Sequence[int]) -> None:
+    """Give each weight of these layers the gradient of them all, so that layers that begin alike stay alike."""
+    for weights in zip(*(model.layers[layer].parameters() for layer in layers), strict=True):
+        whole = torch.stack([weight.grad for weight in weights]).sum(0)
+        for weight in weights:
+            weight.grad = whole.clone()  # each its own: they are clipped in place
 
 
 class EqualRows(LayerMask):
     """The mask of many rows that are laid out alike.
 
-    Plain products: rows of 60 tokens are too short for the kernels, whose backward in bf16 takes ten times as long.
+    Plain products: rows of 40 tokens are too short for the kernels, whose backward in bf16 takes ten times as long.
     """
 
     def __init__(self, sees_TT: Tensor) -> None:
@@ -327,16 +366,13 @@ def measure_reference(world: World, args: Arguments) -> Measure:
         with arithmetic(args.dtype, _CPU.device):
             logits_BCV = rows.run(model, graphs.prompts_BP, graphs.paths_BAC[:, :1], read)
         loss = F.cross_entropy(logits_BCV.flatten(0, 1), paths_BC.flatten())
-        return Measured(loss, (logits_BCV.argmax(-1) == paths_BC)[:, ::2].float().mean(0).tolist())
+        return Measured(loss, (logits_BCV.argmax(-1) == paths_BC)[:, :-1].float().mean(0).tolist())
 
     return measure
 
 
 def measure_values(world: World, args: Arguments, pool: SamplePool) -> Measure:
-    """Whether a path is right, told at each of its tokens, of the reference's own samples.
-
-    Beside it may stand their next-token loss (``word_weight``); at weight 1 even the goal was learned more slowly.
-    """
+    """Whether a path is right, told at each of its tokens, of the reference's own samples."""
     rows, loss_of = Rows(world, args.samples), ReturnLoss("bce")
 
     def measure(model: TransformerDecoder, step: int) -> Measured:
@@ -346,17 +382,14 @@ def measure_values(world: World, args: Arguments, pool: SamplePool) -> Measure:
         sample_S = torch.arange(right_BG.size).repeat_interleave(world.path_tokens)[drawn_S]
         returns_S = torch.from_numpy(right_BG).float().flatten()[sample_S]
 
-        def read(hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
-            normed_BTD = model.norm(hidden_BTD)
-            return model.value_head(normed_BTD[:, rows.place_R]), model.output(normed_BTD[:, rows.read_R]).float()
+        def read(hidden_BTD: Tensor) -> Tensor:
+            return model.value_head(model.norm(hidden_BTD)[:, rows.place_R])
 
         with arithmetic(args.dtype, _CPU.device):
-            values_BRA, logits_BRV = rows.run(model, graphs.prompts_BP, samples_BGC, read)
+            values_BRA = rows.run(model, graphs.prompts_BP, samples_BGC, read)
         loss = loss_of(values_BRA.flatten(0, 1)[drawn_S], returns_S, sample_S, right_BG.size, right_BG.size)
-        tokens_S = torch.from_numpy(samples_BGC).flatten()[drawn_S]
-        loss = loss + args.word_weight * F.cross_entropy(logits_BRV.flatten(0, 1)[drawn_S], tokens_S)
         told_BGC = values_BRA.detach().view(samples_BGC.shape).numpy() > 0
-        return Measured(loss, (told_BGC == right_BG[..., None])[..., ::2].mean((0, 1)).tolist())
+        return Measured(loss, (told_BGC == right_BG[..., None])[..., :-1].mean((0, 1)).tolist())
 
     return measure
 
@@ -368,28 +401,24 @@ def before_end(paths_BGC: np.ndarray, world: World) -> np.ndarray:
 
 
 class SamplePool:
-    """The reference's samples, drawn a chunk of graphs at a time and kept in files; each is learned from several times.
-
-    Sampling a graph takes as long as learning from it.
-    """
+    """The reference's samples, drawn a chunk of graphs at a time and kept in files; each is learned from once."""
 
     def __init__(self, world: World, args: Arguments, folder: Path, reference: Path) -> None:
         self.world, self.args, self.folder, self.reference = world, args, folder, reference
-        self.steps_an_epoch = args.chunk // args.batch_size
+        self.steps_a_chunk = args.chunk // args.batch_size
         self._chunk: tuple[int, Batch, np.ndarray] | None = None
 
     def batch(self, step: int) -> tuple[Batch, np.ndarray]:
         """A step's graphs and their samples [B, G, C]."""
-        epoch, place = divmod(step, self.steps_an_epoch)
-        graphs, samples = self._read(epoch // self.args.reuse)
-        order = np.random.default_rng([self.args.seed, len(STAGES), epoch]).permutation(len(samples))
-        chosen = order[place * self.args.batch_size : (place + 1) * self.args.batch_size]
+        number, place = divmod(step, self.steps_a_chunk)
+        graphs, samples = self._read(number)
+        chosen = slice(place * self.args.batch_size, (place + 1) * self.args.batch_size)
         return Batch(*(part[chosen] for part in graphs)), samples[chosen]
 
     def _read(self, number: int) -> tuple[Batch, np.ndarray]:
         if self._chunk is None or self._chunk[0] != number:
             graphs = draw_graphs(
-                self.world, self.steps_an_epoch * self.args.batch_size, self.args.seed, "value", number
+                self.world, self.steps_a_chunk * self.args.batch_size, self.args.seed, "value", number
             )
             file = self.folder / f"{number}.npy"
             if not file.exists():
@@ -452,13 +481,14 @@ def build_optimizers(model: TransformerDecoder) -> tuple[torch.optim.Optimizer, 
 
 def train(
     folder: Path, source: Path, num_steps: int, lr: float, measure: Measure, enough: Callable[[list[float]], bool],
-    args: Arguments, card: dict[str, Any], *, has_head: bool = False,
+    args: Arguments, card: dict[str, Any], *, has_head: bool = False, equal: Sequence[int] = (),
 ) -> Path:  # fmt: skip
     """Train from ``source`` to the last step, or until it is enough; returns the last checkpoint.
 
     Args:
         enough: of the shares that were right at each node, over the last steps.
         card: of the checkpoints; with a value head a value model's.
+        equal: layers that stay alike (``keep_equal``).
     """
     head = partial(ValueHead, meaning=ReturnLoss("bce").meaning) if has_head else None
     builder = OmegaConf.create({"_component_": "tt_reasoning.models.build_from_hf", "path": str(source)})
@@ -476,6 +506,8 @@ def train(
             began = time.perf_counter()
             measured = measure(model, step)
             measured.loss.backward()
+            if equal:
+                keep_equal(model, equal)
             clip_gradients(model, 1.0)
             pace = min(1.0, (step + 1) / 50, max(0.02, 2 * (1 - step / num_steps)))
             for optimizer in optimizers:
@@ -578,10 +610,12 @@ def run_world(world: World, args: Arguments, folder: Path) -> dict[str, Any]:
         lambda right: False, args, {"world": list(world)},
     )  # fmt: skip
     pool = SamplePool(world, args, folder / "samples", reference)
+    write_value_start(folder / "value_start", reference, args.hops, args.seed)
     value = train(
-        folder / "value", reference, args.value_steps, args.value_lr, measure_values(world, args, pool),
+        folder / "value", folder / "value_start", args.value_steps, args.value_lr, measure_values(world, args, pool),
         lambda right: min(right[1:]) >= args.enough, args,
         value_card_row(ValueCard(head="V", loss="bce", prompt="star_graph")), has_head=True,
+        equal=() if args.part_hops else equal_layers(args.hops),
     )  # fmt: skip
     began = time.perf_counter()
     results = measure_methods(world, args, reference, value)
@@ -626,7 +660,7 @@ def check(args: Arguments) -> list[World]:
         UserError: a number that cannot work, or a picture that cannot be written.
     """
     require_positive(
-        args, "layers", "width", "heads", "reference_steps", "value_steps", "batch_size", "samples", "reuse", "test",
+        args, "hops", "width", "heads", "reference_steps", "value_steps", "batch_size", "samples", "test",
         "save_every", "threads", "top_k",
     )  # fmt: skip
     if args.width % (2 * args.heads):

@@ -23,6 +23,7 @@ from benchmarks.star_graph import (
     parse_world,
     wilson_interval,
     write_start,
+    write_value_start,
 )
 from tt_reasoning.errors import UserError
 from tt_reasoning.models import ChatTokenizer, build_from_hf
@@ -35,28 +36,28 @@ WORLD = World(3, 4, 20)
 
 def tiny(out: Path, **more: object) -> Arguments:
     settings = {
-        "graphs": ["2,3"], "nodes": 6, "layers": 1, "width": 16, "heads": 1, "reference_steps": 4, "value_steps": 4,
+        "graphs": ["2,3"], "nodes": 6, "hops": 2, "width": 16, "heads": 1, "reference_steps": 4, "value_steps": 4,
         "batch_size": 8, "save_every": 2, "test": 20, "threads": 1, "eta": [5.0], "dtype": "fp32",
-        "reuse": 1, "chunk": 16,
+        "chunk": 16,
     }  # fmt: skip
     return Arguments(out=out, **settings | more)
 
 
 def text_of(tokens: np.ndarray, world: World) -> str:
-    return "".join(world.vocabulary[token] for token in tokens)
+    return " ".join(world.vocabulary[token] for token in tokens)
 
 
 def test_a_line_gives_every_edge_once_and_one_arm_leads_to_the_goal() -> None:
     graphs = draw_graphs(WORLD, 200, 0, "reference", 0)
     places = []
     for prompt, paths in zip(graphs.prompts_BP, graphs.paths_BAC, strict=True):
-        edges_text, question = text_of(prompt, WORLD).split("/")
-        edges = [tuple(edge.split(",")) for edge in edges_text.split("|")]
+        edges_text, question = text_of(prompt, WORLD).split(" / ")
+        edges = list(zip(edges_text.split()[::2], edges_text.split()[1::2], strict=True))
         assert len(edges) == len(set(edges)) == WORLD.num_edges == 9
         assert len({node for edge in edges for node in edge}) == 10
-        start, goal = question.removesuffix("=").split(",")
+        start, goal = question.removesuffix(" =").split()
         assert sum(a == start for a, _ in edges) == 3 and all(b != start for _, b in edges)
-        written = [text_of(path, WORLD).removesuffix("<|end|>").split(",") for path in paths]
+        written = [text_of(path, WORLD).removesuffix(" <|end|>").split() for path in paths]
         for path in written:
             assert len(path) == 4 and path[0] == start
             assert all(edge in edges for edge in zip(path[:-1], path[1:], strict=True))
@@ -79,14 +80,14 @@ def test_the_tokenizer_reads_a_line_as_it_was_drawn(tmp_path: Path) -> None:
     tokenizer = ChatTokenizer(tmp_path / "start")
     graphs = draw_graphs(WORLD, 3, 0, "test", 0)
     for prompt, paths in zip(graphs.prompts_BP, graphs.paths_BAC, strict=True):
-        line = text_of(prompt, WORLD) + text_of(paths[0], WORLD)
+        line = f"{text_of(prompt, WORLD)} {text_of(paths[0], WORLD)}"
         assert tokenizer.encode(line) == [*prompt, *paths[0]]
         assert tokenizer.decode(prompt.tolist()) == text_of(prompt, WORLD)
     assert tokenizer.stop_tokens == [tokenizer.eos_id] == [len(WORLD.vocabulary) - 1]
 
 
 def test_a_row_with_all_arms_is_what_each_arm_alone_is(tmp_path: Path) -> None:
-    write_start(tmp_path / "start", WORLD, tiny(tmp_path, layers=2))
+    write_start(tmp_path / "start", WORLD, tiny(tmp_path))
     model = build_from_hf(str(tmp_path / "start"))
     model.load_state_dict(load_weights(tmp_path / "start"))
     graphs = draw_graphs(WORLD, 4, 0, "test", 0)
@@ -100,7 +101,7 @@ def test_a_row_with_all_arms_is_what_each_arm_alone_is(tmp_path: Path) -> None:
             torch.testing.assert_close(found[:, arm], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_two_heads_of_the_first_layer_look_one_and_two_tokens_back(tmp_path: Path) -> None:
+def test_a_head_of_the_first_layer_looks_one_token_back(tmp_path: Path) -> None:
     write_start(tmp_path / "start", WORLD, tiny(tmp_path, width=128, heads=4))
     model = build_from_hf(str(tmp_path / "start"))
     model.load_state_dict(load_weights(tmp_path / "start"))
@@ -113,9 +114,35 @@ def test_two_heads_of_the_first_layer_look_one_and_two_tokens_back(tmp_path: Pat
     scores = (q @ k.transpose(-1, -2))[0] * 32**-0.5
     causal = torch.ones(scores.shape[1:]).tril().bool()
     shares = scores.masked_fill(~causal, -torch.inf).softmax(-1)
-    for head, distance in ((0, 1), (1, 2)):
-        assert shares[head].diagonal(-distance).mean() > 0.9
-    assert shares[2:].diagonal(-1, 1, 2).mean() < 0.3
+    assert shares[0].diagonal(-1).mean() > 0.9
+    assert shares[1:].diagonal(-1, 1, 2).mean() < 0.3
+
+
+def test_the_value_model_begins_as_the_reference_with_its_last_layer_again(tmp_path: Path) -> None:
+    write_start(tmp_path / "start", WORLD, tiny(tmp_path))
+    write_value_start(tmp_path / "value", tmp_path / "start", 3, seed=0)
+    one, more = load_weights(tmp_path / "start"), load_weights(tmp_path / "value")
+    for name, weight in one.items():
+        place = name.split(".")
+        copies = [name]
+        if place[:2] == ["layers", "1"]:
+            copies = [f"layers.{layer}.{'.'.join(place[2:])}" for layer in (1, 2, 3)]
+        assert all(torch.equal(more[copy], weight) for copy in copies)
+    new = {name: weight for name, weight in more.items() if name.startswith("layers.4.")}
+    assert len(new) == len([name for name in one if name.startswith("layers.1.")])
+    assert new["layers.4.attn.output_proj.weight"].abs().max() == new["layers.4.mlp.w2.weight"].abs().max() == 0
+    assert not any(name.startswith("layers.5.") for name in more)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_the_layers_that_follow_edges_stay_equal_unless_they_may_part(tmp_path: Path, part: bool) -> None:
+    main(tiny(tmp_path / "run", part_hops=part))
+    weights = load_weights(tmp_path / "run" / "2x3" / "value" / "step_4")
+    same = [
+        torch.equal(weight, weights[name.replace("layers.1.", "layers.2.")])
+        for name, weight in weights.items() if name.startswith("layers.1.")
+    ]  # fmt: skip
+    assert all(same) is not part
 
 
 def model_hidden(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
