@@ -22,13 +22,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
-from tqdm import tqdm
-
 from tt_reasoning.answer_sets import AnswerReader
 from tt_reasoning.checking import whole_text
 from tt_reasoning.engines.base import Engine
 from tt_reasoning.errors import UserError
-from tt_reasoning.generation import ANSWERS, Counts, generate_answers
+from tt_reasoning.generation import ANSWERS, Counts, draw_tries
 from tt_reasoning.prompts import Prompt
 from tt_reasoning.store import read_lines, read_records
 from tt_reasoning.types import Answer, Problem, Sampling, problem_id
@@ -274,8 +272,7 @@ def convert_answers(
     """Ask and check, try by try, until every text has a sound conversion or no try is left.
 
     Args:
-        samplings: one a try, with different seeds. A try is made for the texts that all other tries on disk leave
-            without a sound one: so a run that goes on asks what the one that was killed would have asked.
+        samplings: one a try, with different seeds.
         folder: for ``tries.jsonl``.
         chunk_size: texts in one engine call; the same on resume.
 
@@ -283,31 +280,19 @@ def convert_answers(
         ``written`` and ``resumed`` of all tries, and what ``failed``; and which tries on disk are sound, by id. The
         tries end early when the engine does.
     """
-    total, sound = Counts(), {}
-    for number, sampling in enumerate(samplings, 1):
+    sound: dict[str, bool] = {}
+
+    def find_short(others: Sequence[Sampling]) -> SourceAnswers:
         check_tries(source, samplings, min_overlap, folder, sound)
-        others = [other for other in samplings if other != sampling]
         short = [
             row for identity, row in source.first.items()
             if row not in source.done and not any(sound.get(other.answer_id(identity, 0)) for other in others)
         ]  # fmt: skip
-        if not short:
-            continue
-        with tqdm(total=len(short), desc=f"try {number}", unit="answer") as bar:
+        return source.answers.keep(short)
 
-            def show(counts: Counts, bar: tqdm = bar) -> None:
-                bar.update(counts.resumed + counts.written - bar.n)
-
-            asked = source.answers.keep(short)
-            counts = generate_answers(asked, sampling, 1, start_engine, prompt, folder, chunk_size, show, TRIES)
-        total.written += counts.written
-        total.resumed += counts.resumed
-        total.failed += counts.failed
-        total.details = counts.details | total.details
-        if counts.missing > counts.failed.total():
-            break
+    counts = draw_tries(samplings, find_short, start_engine, prompt, folder, chunk_size, TRIES, unit="answer")
     check_tries(source, samplings, min_overlap, folder, sound)
-    return total, sound
+    return counts, sound
 
 
 def check_tries(
