@@ -19,6 +19,7 @@ from typing import Annotated
 
 import tyro
 
+from tt_reasoning.aggregation import keep_open
 from tt_reasoning.difficulty import LABELS, UNLABELLED, Labelling, label_problems, write_labels
 from tt_reasoning.engines.options import EngineOptions
 from tt_reasoning.errors import UserError
@@ -93,7 +94,8 @@ def main(args: Arguments) -> str:
         remove_temporaries(folder)
         asked = keep_problems(folder, chain([first], problems))
         samplings = [_sampling(args, prompt, number) for number in range(args.num_samples)]
-        counts = label_problems(asked, samplings, partial(args.engine.open, args.model), prompt, folder, chunk_size)
+        with keep_open(partial(args.engine.open, args.model)) as start_engine:
+            counts = label_problems(asked, samplings, start_engine, prompt, folder, chunk_size)
         found = write_labels(read_records(folder / PROBLEMS, Problem), folder)
     summary = _summary(found, counts, args.out)
     if found.missing or counts.failed:

@@ -350,6 +350,7 @@ def draw_tries(
         find_short: the problems that the tries of the samplings it is given, as they are on disk, leave short. It is
             asked about all tries but the one that is due: so a run that goes on asks what the one that was killed
             would have asked.
+        start_engine: called for each try in which something is missing (``aggregation.keep_open`` keeps one engine).
         chunk_size: problems in one engine call; the same on resume.
         unit: what the bar counts.
 

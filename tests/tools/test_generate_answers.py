@@ -311,3 +311,111 @@ def test_a_killed_run_of_several_processes_ends_with_the_answers_of_one(script: 
     assert done.returncode == 0 and "were there" in done.stdout, done.stderr
     assert run(script, tmp_path / "one").returncode == 0
     assert answers(tmp_path / "killed") == answers(tmp_path / "one")
+
+
+DATA = ROOT / "tests" / "data"
+NUMINA = {"dataset": "NUMINA", "data_files": DATA / "numina.jsonl", "split": "train", "limit": None}
+
+
+def references(folder: Path) -> list[str]:
+    return [problem.reference for problem in read_records(folder / "problems.jsonl", Problem)]
+
+
+def write_levels(path: Path, **levels: float) -> Path:
+    """Levels of the fixture's problems, by the first word of each question."""
+    questions = [json.loads(line)["problem"] for line in (DATA / "numina.jsonl").read_text().splitlines()]
+    found = {question: levels[question.split()[0]] for question in questions if question.split()[0] in levels}
+    path.write_text(json.dumps([{"problem": text, "gpt_difficulty_parsed": level} for text, level in found.items()]))
+    return path
+
+
+def test_the_options_of_the_curation_commands_are_taken_as_other_tools_spell_them(script: Path, tmp_path: Path) -> None:
+    words = [
+        sys.executable, str(TOOL), "--engine", "scripted", "--model", str(script), "--dataset", "TACO", "--data_files",
+        str(DATA / "taco.jsonl"), "--split", "train", "--source", "medium_hard", "--end", "-1", "--filter-difficulty",
+        "--temperatures", "0.7", "--n", "5", "--max_tokens", "2", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--filter-difficulty does nothing here: --source is the difficulty of taco\n" in done.stderr
+    found = answers(tmp_path / "run")
+    assert len(found) == 5 and {a.num_tokens for a in found} == {2}
+    assert references(tmp_path / "run") == [r'{"inputs":["tree\n"],"outputs":["2\n"]}']
+    arguments = read_manifest(tmp_path / "run")["arguments"]
+    assert (arguments["dataset"], arguments["prompt"], arguments["max_new_tokens"]) == ("taco", "code", 2)
+    done = run(script, tmp_path / "other", tp=2)
+    assert "unknown option of engine scripted 'tensor_parallel_size'" in done.stderr
+
+
+def choose(script: Path, out: Path, *flags: str, **options: object) -> subprocess.CompletedProcess[str]:
+    words = command(script, out, **NUMINA | options) + [*flags]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_sources_and_levels_add_to_a_folder_under_any_name_of_the_benchmark(script: Path, tmp_path: Path) -> None:
+    everything = ["18", r"\frac{1}{4}", r"\sqrt{2}", r"\textbf{(B) } 11"]
+    out, labels = tmp_path / "run", write_levels(tmp_path / "levels.json", The=2, A=4.5, Which=9)
+    bounds = {"math_difficulty_lower_bound": 4, "math-difficulty-upper-bound": 9}
+    for options, told, kept in [
+        (bounds | {"end": 2}, "0 have no level, 1 are outside of 4 to 9", [1]),  # --end counts what bounds leave out
+        ({"difficulty_lower": 4, "difficulty_upper": 8}, "1 have no level, 2 are outside of 4 to 8", [1]),
+        ({"difficulty_upper": 2}, "1 have no level, 2 are outside of 1 to 2", [1, 0]),
+        ({}, "1 have no level, 0 are outside of 1 to 10", [1, 0, 3]),
+    ]:
+        done = choose(script, out, "--filter-difficulty", difficulty_labels=labels, **options)
+        assert done.returncode == 0 and told in done.stderr, done.stderr
+        assert references(out) == [everything[index] for index in kept]
+    for options in ({"source": "Olympiads", "dataset": "numina"}, {"source": ("amc_aime", "math")}):
+        done = choose(script, out, **options)
+        assert done.returncode == 0, done.stderr
+        assert references(out) == [everything[index] for index in (1, 0, 3, 2)]
+    assert done.stdout.startswith("already complete: 9 answers")  # of the three problems of these sources
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "mth"}, "unknown source of numina 'mth': did you mean 'math'? Known: amc_aime, math, olympiads"),
+        ({"end": -2}, "--start 0 --end -2 leaves no problem"),
+        ({"difficulty_lower": 4}, "--difficulty-lower is of --filter-difficulty; give that too, or leave it out"),
+        ({"difficulty_labels": "x"}, "--difficulty-labels is of --filter-difficulty; give that too"),
+        ({"filter": True, "difficulty_lower": 0}, "--difficulty-lower 0: levels go from 1 to 10"),
+        ({"filter": True, "difficulty_lower": 5, "difficulty_upper": 4}, "--difficulty-lower 5 is above --difficulty-"),
+        ({"filter": True, "difficulty_labels": "nowhere"}, "--difficulty-labels nowhere: no such file"),
+        ({"filter": True, "difficulty_labels": "tests"}, "tests has no labels.jsonl; make it with tools/label_"),
+        ({"filter": True}, "the data set NovaSky-AI/labeled_numina_difficulty_859K (train) cannot be loaded"),
+        ({"filter": True, "dataset": "quickstart", "data_files": None}, "quickstart has no published levels; give"),
+        ({"filter": True, "dataset": "apps", "difficulty_upper": 3}, "the difficulty of apps is its --source"),
+    ],
+)
+def test_a_mistake_in_what_to_choose_is_one_line_and_makes_no_folder(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    given = {name: value for name, value in options.items() if name != "filter"}
+    done = choose(script, tmp_path / "run", *(["--filter-difficulty"] if "filter" in options else []), **given)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_labels_to_verdicts(script: Path, tmp_path: Path) -> None:
+    """Levels by one script, answers by another to the problems that it calls hard, graded."""
+    labeller = tmp_path / "labeller.json"
+    labeller.write_text(json.dumps({"answers": {"The product": ["[[2]]"], "Which": ["?"]}, "fallback": ["[[6]]"]}))
+    given = ["--dataset", "numina", "--data-files", DATA / "numina.jsonl", "--engine", "scripted"]
+    done = tool("label_difficulty", *given, "--model", labeller, "--out", tmp_path / "labels")
+    assert done.returncode == 0 and "3 of 4 problems labelled (2: 1, 6: 2)" in done.stdout, done.stderr
+    script.write_text(json.dumps({"answers": {"A fair coin": ["\\boxed{0.25}"]}, "fallback": ["The Answer is: 7"]}))
+    done = tool(
+        "generate_answers", *given, "--model", script, "--split", "train", "--filter-difficulty",
+        "--difficulty-labels", tmp_path / "labels", "--difficulty-lower", 4, "--num-samples", 2,
+        "--out", tmp_path / "answers",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = tool("check_answers", "--answers", tmp_path / "answers")
+    assert done.returncode == 0, done.stderr
+    verdicts = [row["correct"] for row in read_rows(tmp_path / "answers" / "verdicts.jsonl")]
+    assert verdicts == [True, True, False, False]
