@@ -23,7 +23,7 @@ from tt_reasoning.judges.formats import TagFormat
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-STOCK_RECIPES = {"full_finetune_distributed", "full_finetune_single_device"}
+STOCK_RECIPES = {"full_finetune_distributed", "full_finetune_single_device", "lora_dpo_single_device"}
 
 
 def header_commands(file: Path) -> list[list[str]]:
@@ -52,6 +52,12 @@ def example_of(file: Path, folder: Path) -> DictConfig:
     if "sources" in cfg.dataset:
         cfg.dataset.sources = [str(write_collection(folder / "r1", num_problems=1))]
         return cfg
+    if recipe_of(file) == "lora_dpo_single_device":
+        pair = {"conversations": [{"from": "human", "value": "2 + 2?"}]}
+        pair |= {"chosen": {"from": "gpt", "value": "4"}, "rejected": {"from": "gpt", "value": "Hm, 4"}}
+        (folder / "fcs-conversations.json").write_text(json.dumps([pair]))
+        cfg.dataset.source = str(folder / "fcs-conversations.json")
+        return cfg
     cfg.dataset.source = str(folder)
     if takes_step_format(file):
         cfg.dataset.source = str(write_home(folder, num_problems=1) / "steps")
@@ -66,7 +72,7 @@ def takes_step_format(file: Path) -> bool:
 
 def test_the_promised_configs_are_there() -> None:
     promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu", "1.5B_generator_sft"}
-    promised |= {"135M_verifier_cpu", "1.5B_verifier", "135M_qsharp_cpu", "1B_qsharp"}
+    promised |= {"135M_verifier_cpu", "1.5B_verifier", "135M_qsharp_cpu", "1B_qsharp", "135M_dpo_cpu", "0.5B_dpo"}
     assert promised <= {file.stem for file in CONFIGS}
 
 

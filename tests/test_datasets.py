@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import write_byte_tokenizer
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+from torchtune.datasets import PreferenceDataset
 
 from tt_reasoning.answer_sets.tables import write_dataset, write_parquet
-from tt_reasoning.datasets import problem_dataset, sft_dataset, ssa_dataset
+from tt_reasoning.datasets import pair_dataset, problem_dataset, sft_dataset, ssa_dataset
 from tt_reasoning.errors import UserError
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.prompts import answer_set_text, get_prompt
@@ -120,3 +121,58 @@ def test_a_malformed_sft_row_is_named(tmp_path: Path, tokenizer: ChatTokenizer, 
 def test_a_missing_source_is_a_users_mistake(tokenizer: ChatTokenizer, build: object) -> None:
     with pytest.raises(UserError, match="dataset.source=nowhere"):
         build(tokenizer, "nowhere")
+
+
+def write_pairs(folder: Path, chosen: str = "It is 4.", rejected: str = "Is it 4? Wait. Yes, 4.") -> Path:
+    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "2 + 2?"}]
+    pair = {"conversations": turns, "chosen": {"from": "gpt", "value": chosen}}
+    file = folder / "pairs.json"
+    file.write_text(json.dumps([pair | {"rejected": {"from": "gpt", "value": text}} for text in (rejected, "4" * 500)]))
+    return file
+
+
+def test_a_pair_is_two_chats_of_which_the_last_turn_alone_is_labelled(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    dataset = pair_dataset(tokenizer, str(write_pairs(tmp_path)))
+    assert isinstance(dataset, PreferenceDataset) and len(dataset) == 2
+    shown = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    for side, text in [("chosen", "It is 4."), ("rejected", "Is it 4? Wait. Yes, 4.")]:
+        tokens, labels = dataset[0][f"{side}_input_ids"], dataset[0][f"{side}_labels"]
+        assert tokenizer.decode(tokens, skip_special_tokens=False) == f"{shown}{text}<|im_end|>\n"
+        learned = [label for label in labels if label != CROSS_ENTROPY_IGNORE_IDX]
+        assert tokenizer.decode(learned, skip_special_tokens=False) == f"{text}<|im_end|>"
+        assert [token for token, label in zip(tokens, labels, strict=True) if label == token] == learned
+
+
+def test_a_pair_with_a_side_above_the_limit_is_left_out_and_counted(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    dataset = pair_dataset(ChatTokenizer(tmp_path, max_seq_len=200), str(write_pairs(tmp_path)))
+    assert (len(dataset), dataset.num_too_long) == (1, 1)
+    with pytest.raises(UserError, match="of 2 pairs all are above max_seq_len"):
+        pair_dataset(ChatTokenizer(tmp_path, max_seq_len=20), str(tmp_path / "pairs.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "not JSON"),
+        ("{}", "not a list with pairs in it"),
+        ("[]", "not a list with pairs in it"),
+        ("[3]", "pair 1: no turns under 'conversations'"),
+        ('[{"conversations": [{"from": "system", "value": "S"}]}]', "pair 1: 'conversations' does not end with a turn"),
+        ('[{"conversations": [{"from": "me", "value": "S"}]}]', "pair 1: turn 1 of 'conversations' is no turn: wanted"),
+        ('[{"conversations": [{"from": "human", "value": "Q"}], "chosen": "C"}]', "pair 1: 'chosen' is no turn"),
+        (
+            '[{"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "C"}, '
+            '"rejected": {"from": "human", "value": "R"}}]',
+            "pair 1: 'rejected' is not the assistant's",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_pairs_is_refused(
+    tmp_path: Path, tokenizer: ChatTokenizer, text: str, message: str
+) -> None:
+    (tmp_path / "pairs.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        pair_dataset(tokenizer, str(tmp_path / "pairs.json"))
+    with pytest.raises(UserError, match="no such file; name one of rewrite_responses"):
+        pair_dataset(tokenizer, str(tmp_path / "none.json"))

@@ -1,5 +1,6 @@
 """Records to tokens, one builder a recipe, for YAML's ``dataset``."""
 
+from tt_reasoning.datasets.preference import PairDataset, pair_dataset
 from tt_reasoning.datasets.prm import JudgeDataset, JudgeGroup, JudgeSolution, outcome_dataset, step_dataset
 from tt_reasoning.datasets.qsharp import QsharpDataset, qsharp_dataset
 from tt_reasoning.datasets.rl import RLDataset, RLExample, problem_dataset, ssa_dataset
@@ -9,11 +10,13 @@ __all__ = [
     "JudgeDataset",
     "JudgeGroup",
     "JudgeSolution",
+    "PairDataset",
     "QsharpDataset",
     "RLDataset",
     "RLExample",
     "SFTDataset",
     "outcome_dataset",
+    "pair_dataset",
     "problem_dataset",
     "qsharp_dataset",
     "sft_dataset",

@@ -58,7 +58,8 @@ def load_weights(path: str | Path) -> StateDict:
         UserError: no safetensors file there, a damaged one, or an unknown architecture.
     """
     config, folder = read_hf_config(path), Path(path)
-    files = sorted(folder.glob("*.safetensors"))
+    # torchtune's LoRA recipes leave the adapter beside the weights that it is merged into.
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name != "adapter_model.safetensors")
     if not files:
         raise UserError(f"{folder} holds no *.safetensors file; other weight formats are not loaded")
     weights: StateDict = {}
