@@ -4,7 +4,10 @@ Verdicts stand apart from answers, so grading anew never samples anew. Only answ
 graded; more answers or a kill are made up for by the same command. Writes verdicts.jsonl beside the answers, and
 verdicts.json: the settings, how many verdicts have which reason, accuracy of the judged ones with its 95 % interval.
 With --audit a second, independent rule set grades too, and disagreements.jsonl holds what to read: every answer
-on which the two differ. A folder that was audited once is audited again whenever it is graded. Example:
+on which the two differ. A folder that was audited once is audited again whenever it is graded.
+
+An answer to a task of kind code is the program in its last fenced block. It runs in bubblewrap, without network, files
+or environment, by the tests of the task (docs/program_checking.md); --num-workers at a time, one a core. Example:
 
     python tools/check_answers.py --answers answers/demo --audit
 """
@@ -22,6 +25,7 @@ from tqdm import tqdm
 
 from tt_reasoning.answer_sets import VERDICTS
 from tt_reasoning.checking import (
+    CHUNK,
     SETTINGS,
     Item,
     check_settings,
@@ -37,6 +41,7 @@ from tt_reasoning.generation import ANSWERS, PROBLEMS
 from tt_reasoning.grading import Fallback, Grader
 from tt_reasoning.grading.audit import audit, disagree
 from tt_reasoning.prompts import get_prompt
+from tt_reasoning.sandbox import Limits, check_isolation
 from tt_reasoning.store import lock, read_manifest, read_records, write_json, write_records
 from tt_reasoning.tool import run_tool
 from tt_reasoning.types import Answer, Problem, Verdict
@@ -50,7 +55,7 @@ class Arguments:
     answers: Path
     """Folder that generate_answers wrote."""
     num_workers: int | None = None
-    """Comparisons at a time, each in a process of its own; 1 unless given, on a cluster one a CPU."""
+    """Comparisons or programs at a time, each in a process of its own; 1 unless given, on a cluster one a CPU."""
     ray_address: str | None = None
     """Grade on a Ray cluster: HOST:PORT of its head, or auto, the cluster of this machine."""
     timeout_s: float = 5.0
@@ -59,10 +64,18 @@ class Arguments:
     """What counts as the answer of a completion that marks none: nothing, or its last number."""
     percent_as_fraction: bool = False
     """Whether 50% is also 0.5, if only one of the two has the sign."""
+    test_timeout_s: float = Limits.test_timeout_s
+    """Limit of one test of a program in seconds; beyond it the verdict is `timeout`, and wrong."""
+    total_timeout_s: float = Limits.total_timeout_s
+    """Limit of all tests of a program in seconds, likewise."""
+    memory_mb: int = Limits.memory_mb
+    """Memory of a program, all its processes together."""
+    unsafe_no_sandbox: bool = False
+    """Run programs without bubblewrap: with your rights, your files and your network."""
     regrade: bool = False
     """Replace all verdicts, for other settings than before."""
     audit: bool = False
-    """Grade by a second rule set too, and write on which answers the two differ."""
+    """Grade by a second rule set too, and write on which answers the two differ (programs aside)."""
 
 
 def main(args: Arguments) -> str:
@@ -72,23 +85,31 @@ def main(args: Arguments) -> str:
         check_ray(args.ray_address)
     if not 0 < args.timeout_s < 3600:
         raise UserError(f"--timeout-s {args.timeout_s:g}: give a number of seconds between 0 and 3600")
+    for name in ("test_timeout_s", "total_timeout_s"):
+        if not 0 < getattr(args, name) < 86400:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name):g}: give seconds between 0 and 86400")
+    if args.memory_mb < 64:
+        raise UserError(f"--memory-mb {args.memory_mb}: Python alone needs 64")
     read_manifest(args.answers)
     path = args.answers / VERDICTS
     problems = _read_problems(args.answers)
     problem_of = _check_answers(args.answers, problems)
+    settings = _settings(args, problems)
+    if "test_timeout_s" in settings and args.ray_address is None and not args.unsafe_no_sandbox:
+        check_isolation()
 
     # A lock of its own: generate_answers may go on adding answers.
     with lock(args.answers / ".verdicts.lock"):
         if not args.regrade:
-            check_settings(args.answers, _settings(args))
+            check_settings(args.answers, settings)
         graded = set() if args.regrade else {verdict.answer_id for verdict in read_records(path, Verdict)}
         with tqdm(total=len(problem_of), initial=len(graded & problem_of.keys()), unit="answer") as bar:
-            grade = partial(_grade, args, bar)
+            grade, chunk_size = partial(_grade, args, settings, bar), _chunk_size(args, settings)
             if args.regrade:
-                _replace(args, grade(read_items(args.answers, problems)))
+                _replace(args, settings, grade(read_items(args.answers, problems, chunk_size=chunk_size)))
             else:
-                grade_missing(args.answers, _settings(args), problems, graded, grade)
-        report = write_report(args.answers, _settings(args), problem_of)
+                grade_missing(args.answers, settings, problems, graded, grade, chunk_size)
+        report = write_report(args.answers, settings, problem_of)
         differ = None
         if args.audit or (args.answers / DISAGREEMENTS).exists():
             differ = write_records(args.answers / DISAGREEMENTS, _disagreements(args, problems, len(problem_of)))
@@ -99,9 +120,6 @@ def _read_problems(folder: Path) -> dict[str, Problem]:
     problems = {problem.id: problem for problem in read_records(folder / PROBLEMS, Problem)}
     if not problems:
         raise UserError(f"{folder} has no problems.jsonl, or an empty one; run generate_answers with --out {folder}")
-    for problem in problems.values():
-        if problem.kind == "code":
-            raise UserError(f"problem {problem.id} of {folder} asks for code, which this tool cannot grade")
     return problems
 
 
@@ -121,13 +139,21 @@ def _check_answers(folder: Path, problems: dict[str, Problem]) -> dict[str, str]
     return problem_of
 
 
-def _settings(args: Arguments) -> dict:
-    return {name: getattr(args, name) for name in ("timeout_s", "fallback", "percent_as_fraction")}
+def _settings(args: Arguments, problems: dict[str, Problem]) -> dict:
+    """What the verdicts depend on; of how programs are run only where there are any."""
+    names = ["timeout_s", "fallback", "percent_as_fraction"]
+    if any(problem.kind == "code" for problem in problems.values()):
+        names += ["test_timeout_s", "total_timeout_s", "memory_mb", "unsafe_no_sandbox"]
+    return {name: getattr(args, name) for name in names}
 
 
-def _grade(args: Arguments, bar: tqdm, chunks: Iterator[list[Item]]) -> Iterator[list[Verdict]]:
+def _chunk_size(args: Arguments, settings: dict) -> int:
+    """Answers between two writes: few where programs are run, as each may take its whole time; all workers are busy."""
+    return max(16, 4 * (args.num_workers or 1)) if "test_timeout_s" in settings else CHUNK
+
+
+def _grade(args: Arguments, settings: dict, bar: tqdm, chunks: Iterator[list[Item]]) -> Iterator[list[Verdict]]:
     """Verdicts, a chunk at a time, graded here or on a cluster."""
-    settings = _settings(args)
     with contextlib.ExitStack() as stack:
         if args.ray_address is None:
             grader = stack.enter_context(Grader(num_workers=args.num_workers or 1, **settings))
@@ -139,13 +165,13 @@ def _grade(args: Arguments, bar: tqdm, chunks: Iterator[list[Item]]) -> Iterator
             bar.update(len(verdicts))
 
 
-def _replace(args: Arguments, chunks: Iterable[list[Verdict]]) -> None:
+def _replace(args: Arguments, settings: dict, chunks: Iterable[list[Verdict]]) -> None:
     """All verdicts anew. Killed at any point, the folder has the old ones, or the new ones that want --regrade."""
-    new, settings = args.answers / "verdicts.new.jsonl", args.answers / SETTINGS
+    new, kept = args.answers / "verdicts.new.jsonl", args.answers / SETTINGS
     write_records(new, (verdict for chunk in chunks for verdict in chunk))
-    settings.unlink(missing_ok=True)
+    kept.unlink(missing_ok=True)
     os.replace(new, args.answers / VERDICTS)
-    write_json(settings, describe_settings(_settings(args)))
+    write_json(kept, describe_settings(settings))
 
 
 def _disagreements(args: Arguments, problems: dict[str, Problem], num_answers: int) -> Iterator[dict]:
@@ -154,7 +180,7 @@ def _disagreements(args: Arguments, problems: dict[str, Problem], num_answers: i
     answers = read_records(args.answers / ANSWERS, Answer)
     for answer in tqdm(answers, total=num_answers, desc="audit", unit="answer"):
         problem, verdict = problems[answer.problem_id], verdicts.get(answer.id)
-        if verdict is None:  # written by generate_answers in the meantime
+        if verdict is None or problem.kind == "code":  # written in the meantime; tests have no second opinion
             continue
         text = whole_text(args.answers, answer)
         last_number = args.fallback == "last_number"

@@ -17,12 +17,18 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.generation import ANSWERS
 from tt_reasoning.grading import accuracy, count_reasons
 from tt_reasoning.prompts import get_prompt
+from tt_reasoning.sandbox import Limits
 from tt_reasoning.selection import bootstrap_interval
 from tt_reasoning.store import append_records, read_records, versions, write_json
 from tt_reasoning.types import Answer, Kind, Problem, Verdict
 
 SETTINGS = "verdicts.json"
-_CHUNK = 100  # answers graded between two writes
+CHUNK = 100  # answers graded between two writes
+
+# What was graded by before it was a setting; those of programs stand in folders that hold some.
+_DEFAULTS = {"percent_as_fraction": False, "unsafe_no_sandbox": False} | {
+    name: getattr(Limits, name) for name in ("test_timeout_s", "total_timeout_s", "memory_mb")
+}
 
 Item = tuple[str, str, str, Kind]  # what Grader.grade_many takes
 
@@ -33,6 +39,7 @@ def grade_missing(
     problems: Mapping[str, Problem],
     graded: Set[str],
     grade: Callable[[Iterator[list[Item]]], Iterable[list[Verdict]]],
+    chunk_size: int = CHUNK,
 ) -> None:
     """Append the verdicts of the answers that are not ``graded``.
 
@@ -40,16 +47,19 @@ def grade_missing(
         settings: of the ``Grader`` behind ``grade``; they stand in ``verdicts.json`` before the first verdict does.
         problems: by id.
         grade: makes of chunks of items their verdicts.
+        chunk_size: answers graded between two writes.
     """
     write_json(folder / SETTINGS, describe_settings(settings))
-    for chunk in grade(read_items(folder, problems, graded)):
+    for chunk in grade(read_items(folder, problems, graded, chunk_size)):
         append_records(folder / VERDICTS, chunk)
 
 
-def read_items(folder: Path, problems: Mapping[str, Problem], graded: Set[str] = frozenset()) -> Iterator[list[Item]]:
+def read_items(
+    folder: Path, problems: Mapping[str, Problem], graded: Set[str] = frozenset(), chunk_size: int = CHUNK
+) -> Iterator[list[Item]]:
     """What ``Grader.grade_many`` takes for the answers that are not ``graded``, a chunk at a time."""
     todo = (answer for answer in read_records(folder / ANSWERS, Answer) if answer.id not in graded)
-    while chunk := list(islice(todo, _CHUNK)):
+    while chunk := list(islice(todo, chunk_size)):
         asked = [problems[answer.problem_id] for answer in chunk]
         yield [
             (answer.id, whole_text(folder, answer), problem.reference, problem.kind)
@@ -76,7 +86,7 @@ def check_settings(folder: Path, settings: Mapping[str, object]) -> None:
         raise UserError(f"{path} cannot be read; pass --regrade to grade anew") from None
     if old is None and (folder / VERDICTS).exists():
         raise UserError(f"{folder} has verdicts without their settings; pass --regrade to grade anew")
-    if old is not None and {"percent_as_fraction": False} | old != dict(settings):  # from before it was a setting
+    if old is not None and _DEFAULTS | old != _DEFAULTS | dict(settings):
         raise UserError(
             f"{folder} was graded with {_show(old)}, now {_show(settings)}; "
             "repeat the old settings, or pass --regrade to grade anew"

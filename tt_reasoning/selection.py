@@ -19,19 +19,26 @@ import numpy as np
 from tt_reasoning.grading import normalize
 
 Equal = Callable[[str, str], bool]
-_spell = functools.lru_cache(maxsize=4096)(normalize)
 _ROUNDING = 1e-9  # relative: sums of weights closer than this tie
 _CELLS_AT_ONCE = 1_000_000  # of the resamples-by-problems table: 8 MB of indices, of counts and of floats each
+
+
+@functools.lru_cache(maxsize=4096)
+def _spell(answer: str) -> str:
+    """One spelling for equal answers. A program ends with a newline, as no other answer does, and is its own."""
+    return answer if answer.endswith("\n") else normalize(answer)
 
 
 def same_answer(a: str, b: str) -> bool:
     """Whether two extracted answers are one candidate of a vote: the grader spells them alike.
 
-    An equivalence: numbers by value, words without case. Mathematics is compared as text, since a vote
-    over k answers asks this up to k² / 2 times; pass another ``equal`` to the vote for more.
+    An equivalence: numbers by value, words without case, programs letter by letter. Mathematics is compared as text,
+    since a vote over k answers asks this up to k² / 2 times; pass another ``equal`` to the vote for more.
 
     >>> same_answer("1,200.0", "$1200"), same_answer("0.5", "\\\\frac12"), same_answer("2", "3")
     (True, True, False)
+    >>> same_answer("print(a)\\n", "print(A)\\n"), same_answer("print(a)\\n", "print(a)\\n")
+    (False, True)
     """
     return _spell(a) == _spell(b)
 

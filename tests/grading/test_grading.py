@@ -361,9 +361,26 @@ def test_no_answer_is_wrong(grader: Grader) -> None:
     )
 
 
-def test_code_is_not_compared(grader: Grader) -> None:
-    with pytest.raises(ValueError, match="'code'"):
-        grader.grade("print(1)", "1", "code")
+def test_another_kind_is_refused(grader: Grader) -> None:
+    with pytest.raises(ValueError, match="'poem'"):
+        grader.grade("print(1)", "1", "poem")
+
+
+def test_a_program_is_run_alone_and_among_mathematics(grader: Grader) -> None:
+    tests = '{"inputs": ["1", "2"], "outputs": ["2", "4"]}'
+    right, wrong = "```python\nprint(2 * int(input()))\n```", "```python\nprint(2)\n```"
+    assert grader.grade(right, tests, "code", answer_id="a") == Verdict(
+        answer_id="a", extracted="print(2 * int(input()))\n", correct=True, reason="match"
+    )
+    items = [
+        ("a", right, tests, "code"), ("b", "\\boxed{2(k+1)}", "2k+2", "math"), ("c", wrong, tests, "code"),
+        ("d", right, tests, "code"), ("e", "Hm.", tests, "code"), ("f", right, "", "code"),
+    ]  # fmt: skip
+    verdicts = grader.grade_many(items)
+    assert [verdict.answer_id for verdict in verdicts] == list("abcdef")
+    reasons = ["match", "match", "mismatch", "match", "no_answer", "bad_reference"]
+    assert [verdict.reason for verdict in verdicts] == reasons
+    assert [verdict.correct for verdict in verdicts] == [True, True, False, True, False, None]
 
 
 def test_a_timeout_returns_and_leaves_the_next_verdict_alone() -> None:

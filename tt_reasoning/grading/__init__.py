@@ -6,7 +6,8 @@
 Equal spellings and plain numbers are compared in the caller, exactly (``grading.values``). Everything else goes to
 math-verify in a worker process that is killed and replaced when one comparison passes its limit
 (``grading.pool``), so no answer can hang or crash the caller, from whichever thread, event loop, Ray actor or
-forked process it calls. No signal is used. A decimal is the number it writes: ``0.333333`` is not 1/3, and
+forked process it calls. No signal is used. A program (kind ``code``) is run by the tests of its task, in a sandbox
+(``code_checks``). A decimal is the number it writes: ``0.333333`` is not 1/3, and
 ``1.414214`` is not √2. docs/grading.md says what is equal, and how well that agrees with labels.
 
 Fixed bounds: of a completion the last 1,000,000 characters are read (in linear time); an extracted answer
@@ -19,13 +20,17 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import threading
 import typing
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
+from tt_reasoning.code_checks import check_program, extract_code
 from tt_reasoning.grading.extract import MAX_TEXT, Fallback, extract_answer, read_letter
 from tt_reasoning.grading.pool import WorkerPool
 from tt_reasoning.grading.values import MAX_ANSWER, compare_fast, compare_numbers, normalize, strip
+from tt_reasoning.sandbox import Limits
 from tt_reasoning.types import Kind, Reason, Verdict
 
 __all__ = [
@@ -70,6 +75,10 @@ class Grader:
         num_workers: worker processes, started when first needed.
         fallback: see ``extract_answer``.
         percent_as_fraction: whether "50%" is also 0.5, if only one of the two has the sign.
+        test_timeout_s: limit of one test of a program.
+        total_timeout_s: limit of all tests of a program.
+        memory_mb: what a program may use.
+        unsafe_no_sandbox: run programs with the rights of the user; see ``sandbox``.
 
     Example:
         >>> with Grader() as grader:
@@ -86,6 +95,10 @@ class Grader:
         num_workers: int = 1,
         fallback: Fallback = "none",
         percent_as_fraction: bool = False,
+        test_timeout_s: float = Limits.test_timeout_s,
+        total_timeout_s: float = Limits.total_timeout_s,
+        memory_mb: int = Limits.memory_mb,
+        unsafe_no_sandbox: bool = False,
     ) -> None:
         if timeout_s <= 0:
             raise ValueError(f"timeout_s={timeout_s} is not positive")
@@ -95,6 +108,8 @@ class Grader:
             raise ValueError(f"fallback={fallback!r} is none of {', '.join(typing.get_args(Fallback))}")
         self.fallback = fallback
         self.percent_as_fraction = percent_as_fraction
+        self.limits = Limits(test_timeout_s=test_timeout_s, total_timeout_s=total_timeout_s, memory_mb=memory_mb)
+        self.unsafe_no_sandbox = unsafe_no_sandbox
         self.pool = WorkerPool(num_workers, timeout_s)
 
     def __enter__(self) -> Grader:
@@ -113,10 +128,13 @@ class Grader:
         Reasons: ``match``; ``mismatch``; ``no_answer`` (wrong: nothing is stated); ``bad_reference`` (it is
         empty, too long, no letter of a choice, no number for kind ``numeric``, or mathematics that cannot be
         read); ``timeout``; ``error`` (the comparison raised or killed its worker). Only the first three are judged.
+        Of kind ``code`` they are those of ``check_program``: a program that is too slow or crashes is wrong.
 
         Raises:
-            ValueError: kind ``code``, which is graded by running it.
+            UserError: kind ``code`` where there is no sandbox.
         """
+        if kind == "code":
+            return self._check(extract_code(text), reference, answer_id=answer_id)
         extracted, reason = self._judge_fast(text, reference, kind)
         if reason is None:
             reason = self.pool.compare(strip(extracted), strip(reference))
@@ -125,31 +143,41 @@ class Grader:
     def grade_many(self, items: Iterable[tuple[str, str, str, Kind]]) -> list[Verdict]:
         """The verdicts on ``(answer_id, text, reference, kind)`` items, in their order.
 
-        The workers compare while this thread goes on reading; the same comparison is made once.
+        The workers compare while this thread goes on reading; the same comparison is made once. As many programs run
+        at a time as there are workers.
         """
-        comparisons: dict[tuple[str, str], Future[Reason]] = {}
-        graded: list[tuple[str, str | None, Reason | Future[Reason]]] = []
-        threads = ThreadPoolExecutor(self.pool.num_workers)
+        begun: dict[tuple, Future[Reason] | Future[Verdict]] = {}
+        graded: list[tuple[str, str | None, Reason | Future[Reason] | Future[Verdict]]] = []
+        threads, stop = ThreadPoolExecutor(self.pool.num_workers), threading.Event()
         try:
             for answer_id, text, reference, kind in items:
-                extracted, reason = self._judge_fast(text, reference, kind)
-                if reason is None:
-                    pair = strip(extracted), strip(reference)
-                    if pair not in comparisons:
-                        comparisons[pair] = threads.submit(self.pool.compare, *pair)
-                    reason = comparisons[pair]
+                if kind == "code":
+                    extracted, reason = extract_code(text), None
+                    task = self._check, extracted, reference, stop
+                else:
+                    extracted, reason = self._judge_fast(text, reference, kind)
+                    task = (self.pool.compare, strip(extracted), strip(reference)) if reason is None else None
+                if task is not None:
+                    if task not in begun:
+                        begun[task] = threads.submit(*task)
+                    reason = begun[task]
                 graded.append((answer_id, extracted, reason))
             return [
                 _verdict(answer_id, extracted, reason.result() if isinstance(reason, Future) else reason)
                 for answer_id, extracted, reason in graded
             ]
         finally:
+            stop.set()
             threads.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for the rest
+
+    def _check(self, code: str | None, tests: str, stop: threading.Event | None = None, answer_id: str = "") -> Verdict:
+        isolated = not self.unsafe_no_sandbox
+        return check_program(code, tests, limits=self.limits, isolated=isolated, stop=stop, answer_id=answer_id)
 
     def _judge_fast(self, text: str, reference: str, kind: Kind) -> tuple[str | None, Reason | None]:
         """What the text states, and the reason of the verdict unless mathematics must find it."""
         if kind not in ("math", "choice", "numeric"):
-            raise ValueError(f"kind {kind!r} is not graded by comparing texts")
+            raise ValueError(f"kind {kind!r} is not graded")
         extracted = extract_answer(text, kind, fallback=self.fallback)
         gold = read_letter(reference) if kind == "choice" else reference.strip()
         if not gold or len(reference) > MAX_ANSWER:
@@ -182,7 +210,9 @@ def _shared_pool() -> WorkerPool:
     return pool
 
 
-def _verdict(answer_id: str, extracted: str | None, reason: Reason) -> Verdict:
+def _verdict(answer_id: str, extracted: str | None, reason: Reason | Verdict) -> Verdict:
+    if isinstance(reason, Verdict):  # of the same program, asked once
+        return replace(reason, answer_id=answer_id)
     correct = {"match": True, "mismatch": False, "no_answer": False}.get(reason)
     return Verdict(answer_id=answer_id, extracted=extracted, correct=correct, reason=reason)
 
