@@ -155,11 +155,12 @@ def test_outside_sets_are_lists_or_lines_and_leave_code_out(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "neither a JSON list nor a JSON object a line"),
+        ("[", "s.json: not JSON: "),
         ("[3]", "row 1: not a JSON object"),
         (json.dumps([ROWS[0], {"question": "q"}]), "row 2: combined_text=None should be a text"),
         (json.dumps([ROWS[0] | {"domain": 3}]), "row 1: domain=3 should be a text"),
-        (b"\xff", "not a readable text file"),
+        (b"\xff", "s.json: not JSON: "),
+        ("{}", "s.json: not a list of rows"),
     ],
 )
 def test_a_malformed_outside_set_is_named_with_its_row(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -449,6 +449,22 @@ def load_prompt(prompt: str, system: str | None = None) -> Prompt:
         if not found.chat:
             raise UserError(f"--system-prompt {system}: prompt {prompt} is plain text and has no system message")
         found = replace(found, system=_find_system(system))
+    return make_prompt(found.template(), prompt)
+
+
+def make_prompt(template: dict[str, Any], where: str) -> Prompt:
+    """A prompt as a ``template`` says: the one of this module that says the same, or one named by its content.
+
+    Args:
+        where: names the place in an error.
+
+    Raises:
+        UserError: what is no template.
+
+    >>> make_prompt({"user": "{question}"}, "here").name, make_prompt({"user": "{question}!"}, "here").name
+    ('question', 'custom@e0161f3ccc45156b')
+    """
+    found = _parse_template(template, where)
     for known in PROMPTS.values():
         if known.template() == found.template():
             return known

@@ -23,6 +23,7 @@ from tt_reasoning.checking import whole_text
 from tt_reasoning.conversion import StoredAnswers, find_fault
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.generation import ANSWERS, PROBLEMS
+from tt_reasoning.problems import read_file
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.store import open_atomic, read_lines, read_manifest, read_records
 from tt_reasoning.types import Answer, Problem, Verdict, problem_id
@@ -144,30 +145,15 @@ class OutsideSet:
 
 
 def read_outside(path: Path) -> OutsideSet:
-    """A file with a JSON list, or a JSON object a line, whose objects have the three texts of the STILL-2 form.
+    """A file (``problems.read_file``: a JSON list, JSON lines, Parquet) of rows with the texts of the STILL-2 form.
 
     Raises:
         UserError: no such file, or a row that has not; row and field are named.
     """
-    if not path.is_file():
-        raise UserError(f"--merge {path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--merge {path}: not a readable text file: {error}") from None
-    try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
-        raise UserError(f"--merge {path}: neither a JSON list nor a JSON object a line: {error}") from None
-    return OutsideSet(path, [_check_row(row, f"--merge {path}: row {number}") for number, row in enumerate(rows, 1)])
+    return OutsideSet(path, [_check_row(row, where) for where, row in read_file(path, "--merge")])
 
 
-def _check_row(row: object, where: str) -> dict[str, str]:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
+def _check_row(row: dict[str, Any], where: str) -> dict[str, str]:
     found = {}
     for name in ("question", "combined_text", "domain"):
         if not isinstance(row.get(name), str) or not row[name].strip():
