@@ -54,7 +54,7 @@ REFERENCES = {
     "apps": [
         r'{"inputs":["1 2\n","-1 1\n"],"outputs":["3\n","0\n"]}',
         '{"inputs":[[[3,9,2]]],"outputs":[9],"fn_name":"largest"}',
-        r'{"inputs":["a\n\u00e9"],"outputs":["\u00c9\nA"]}',
+        r'{"inputs":[["a","\u00e9"]],"outputs":["\u00c9\nA"]}',
     ],
     "taco": ['{"inputs":[[1,2]],"outputs":[[3]],"fn_name":"add"}', r'{"inputs":["tree\n"],"outputs":["2\n"]}'],
     "livecodebench": [
@@ -184,6 +184,11 @@ def test_rows_with_a_split_of_their_own_are_chosen_by_it(tmp_path):
         ("apps", {"question": "q", "input_output": ""}, "no field 'difficulty'"),
         ("livecodebench", {"public_test_cases": "[1]"}, "a test should have the texts input and output"),
         ("livecodebench", {"public_test_cases": "[]"}, "no field 'private_test_cases'"),
+        (
+            "livecodebench",
+            {"public_test_cases": '[{"input": "", "output": "", "testtype": []}]', "private_test_cases": "[]"},
+            "the tests are of types ['[]']",
+        ),
         ("livecodebench", {"public_test_cases": "[]", "private_test_cases": "[]"}, "the tests are of types []"),
         ("livecodebench", {"public_test_cases": "[]", "private_test_cases": "[{"}, "private_test_cases is not JSON"),
         ("math", ["a list"], "not a JSON object"),
@@ -429,7 +434,7 @@ def test_a_hostile_pickle_is_an_error_and_is_not_run(tmp_path):
     ran, row = tmp_path / "ran", fixture_rows("livecodebench")[1]
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         packed = pickle.dumps(Hostile(ran), protocol)
-        with pytest.raises(ValueError, match="the pickle holds more than one text"):
+        with pytest.raises(ValueError, match="the pickle holds more than a text"):
             livecodebench_problem(row | {"private_test_cases": pack(packed)}, "test")
         path = write_rows(tmp_path / "rows.jsonl", row | {"private_test_cases": pack(packed)})
         with pytest.raises(UserError, match="rows.jsonl:1: not a row of livecodebench: the pickle holds more"):
@@ -451,10 +456,10 @@ def test_every_protocols_text_is_read_whatever_stands_in_it(protocol):
     [
         (b"", "exhausted"),
         (b"no pickle", "opcode"),
-        (pickle.dumps(7), "holds more than one text: BININT1"),
-        (pickle.dumps(["a"]), "holds more than one text: EMPTY_LIST"),
-        (pickle.dumps(None), "holds more than one text: NONE"),
-        (pickle.dumps(b"bytes"), "holds more than one text: SHORT_BINBYTES"),
+        (pickle.dumps(7), "holds more than a text: BININT1"),
+        (pickle.dumps(["a"]), "holds more than a text: EMPTY_LIST"),
+        (pickle.dumps(None), "holds more than a text: NONE"),
+        (pickle.dumps(b"bytes"), "holds more than a text: SHORT_BINBYTES"),
         (pickle.dumps("text")[:-4], "expected|exhausted|opcode"),
         (b"\x80\x04.", "holds 0 texts"),
         (pickle.dumps("a", 2)[:-1] + pickle.dumps("b", 2)[2:], "holds 2 texts"),

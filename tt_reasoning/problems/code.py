@@ -15,14 +15,14 @@ import base64
 import json
 import pickletools
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
+from tt_reasoning.code_checks import read_tests
 from tt_reasoning.problems.rows import optional_text_field, text_field
 from tt_reasoning.prompts import code_text
 from tt_reasoning.types import Problem
 
-_MOST_BYTES = 1 << 29  # of a problem's private tests, unpacked: the largest real ones are well below
+_MOST_BYTES = 1 << 29  # of a problem's private tests, unpacked
 _TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _AROUND = {"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "STOP"}  # what a pickled string has besides
 
@@ -90,9 +90,9 @@ def livecodebench_problem(row: dict[str, Any], split: str) -> Problem:
         ValueError: a malformed row, private tests that are not a packed text, or above the limit on their size.
     """
     tests = _read_cases(row, "public_test_cases") + _read_cases(row, "private_test_cases")
-    types = {test.get("testtype") for test in tests}
-    if len(types) != 1 or not types <= {"stdin", "functional"}:
-        raise ValueError(f"the tests are of types {sorted(map(str, types))}: wanted stdin alone or functional alone")
+    types = {str(test.get("testtype")) for test in tests}
+    if types not in ({"stdin"}, {"functional"}):
+        raise ValueError(f"the tests are of types {sorted(types)}: wanted stdin alone or functional alone")
     fn_name = None
     if types == {"functional"}:
         fn_name = text_field(_read_json(row, "metadata", dict), "func_name")
@@ -102,7 +102,7 @@ def livecodebench_problem(row: dict[str, Any], split: str) -> Problem:
         source="livecodebench",
         split=split,
         question=code_text(text_field(row, "question_content"), optional_text_field(row, "starter_code"), fn_name),
-        reference=_dump_tests(inputs, outputs, fn_name),
+        reference=_write_tests(inputs, outputs, fn_name),
         kind="code",
         category=text_field(row, "difficulty"),
     )
@@ -110,57 +110,29 @@ def livecodebench_problem(row: dict[str, Any], split: str) -> Problem:
 
 def _tested_problem(row: dict[str, Any], split: str, source: str) -> Problem | None:
     question, category = text_field(row, "question"), text_field(row, "difficulty")
-    tests = _read_tests(row.get("input_output"))
-    if tests is None:
+    text = row.get("input_output")
+    try:
+        tests = _parse(text, "input_output") if isinstance(text, str) else None
+        if not isinstance(tests, dict):
+            return None
+        fn_name = tests.get("fn_name") or None
+        reference = _write_tests(tests.get("inputs"), tests.get("outputs"), fn_name)
+    except ValueError:  # also for an integer of more digits than Python reads, as a few rows hold
         return None
-    inputs, outputs, fn_name = tests
     return Problem(
         source=source,
         split=split,
         question=code_text(question, optional_text_field(row, "starter_code"), fn_name),
-        reference=_dump_tests(inputs, outputs, fn_name),
+        reference=reference,
         kind="code",
         category=category,
     )
 
 
-def _read_tests(text: object) -> tuple[list[Any], list[Any], str | None] | None:
-    """The tests of an ``input_output`` column; None when there is none, or they are not what they should be.
-
-    Text for standard input and from standard output may be a list of lines; it becomes one text.
-
-    >>> _read_tests('{"inputs": [["1", "2"]], "outputs": ["3"]}')
-    (['1\\n2'], ['3'], None)
-    >>> _read_tests('{"inputs": ["1"], "outputs": []}')
-    """
-    if not isinstance(text, str):
-        return None
-    try:
-        tests = json.loads(text)
-    except (ValueError, RecursionError):  # a few rows hold integers too long for Python's own limit
-        return None
-    if not isinstance(tests, dict):
-        return None
-    inputs, outputs, fn_name = tests.get("inputs"), tests.get("outputs"), tests.get("fn_name")
-    if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
-        return None
-    if fn_name is not None:
-        sound = isinstance(fn_name, str) and fn_name.strip() and all(isinstance(value, list) for value in inputs)
-        return (inputs, outputs, fn_name.strip()) if sound else None
-    joined = [[_join_lines(value) for value in values] for values in (inputs, outputs)]
-    return None if None in joined[0] + joined[1] else (joined[0], joined[1], None)
-
-
-def _join_lines(value: object) -> str | None:
-    if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return "\n".join(value)
-    return value if isinstance(value, str) else None
-
-
-def _dump_tests(inputs: Sequence[Any], outputs: Sequence[Any], fn_name: str | None) -> str:
-    tests: dict[str, Any] = {"inputs": inputs, "outputs": outputs}
-    if fn_name is not None:
-        tests["fn_name"] = fn_name
+def _write_tests(inputs: object, outputs: object, fn_name: str | None) -> str:
+    """The tests as JSON. Raises ValueError for what ``code_checks`` could not run."""
+    tests = {"inputs": inputs, "outputs": outputs} | ({} if fn_name is None else {"fn_name": fn_name})
+    read_tests(tests)
     return json.dumps(tests, separators=(",", ":"))
 
 
@@ -228,7 +200,7 @@ def unpickle_text(data: bytes) -> str:
     >>> unpickle_text(pickle.dumps(print))
     Traceback (most recent call last):
     ...
-    ValueError: the pickle holds more than one text: STACK_GLOBAL
+    ValueError: the pickle holds more than a text: STACK_GLOBAL
 
     Raises:
         ValueError: it is no pickle, or one of anything but a string.
@@ -238,7 +210,7 @@ def unpickle_text(data: bytes) -> str:
         if opcode.name in _TEXTS:
             texts.append(argument)
         elif opcode.name not in _AROUND:
-            raise ValueError(f"the pickle holds more than one text: {opcode.name}")
+            raise ValueError(f"the pickle holds more than a text: {opcode.name}")
     if len(texts) != 1:
         raise ValueError(f"the pickle holds {len(texts)} texts: wanted one")
     texts[0].encode()  # a text that no file can hold raises a ValueError too
