@@ -419,3 +419,35 @@ def test_from_labels_to_verdicts(script: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     verdicts = [row["correct"] for row in read_rows(tmp_path / "answers" / "verdicts.jsonl")]
     assert verdicts == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reasons"),
+    [
+        ("apps", ["match", "mismatch", "no_answer"]),
+        ("taco", ["match", "no_answer"]),
+        ("livecodebench", ["match", "match"]),
+    ],
+)
+def test_programs_go_from_their_rows_to_verdicts(
+    script: Path, tmp_path: Path, dataset: str, reasons: list[str]
+) -> None:
+    programs = {
+        "Read two": "a, b = map(int, input().split())\nprint(a + b)",
+        "Given a list": "class Solution:\n    def largest(self, nums):\n        return nums[0]",
+        "Write a function": "def add(a, b):\n    return a + b",
+        "Return how": "class Solution:\n    def count(self, words, least):\n        return words.count(words[0])",
+        "Read n": "print(int(input()) ** 2)",
+    }
+    texts = {start: [f"So:\n```python\n{program}\n```"] for start, program in programs.items()}
+    script.write_text(json.dumps({"answers": texts, "fallback": ["I do not know."]}))
+    done = tool(
+        "generate_answers", "--dataset", dataset, "--data-files", DATA / f"{dataset}.jsonl", "--engine", "scripted",
+        "--model", script, "--num-samples", 2, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = tool("check_answers", "--answers", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    found = {row["answer_id"]: row["reason"] for row in read_rows(tmp_path / "run" / "verdicts.jsonl")}
+    asked = [answer.id for answer in read_records(tmp_path / "run" / "answers.jsonl", Answer)]
+    assert [found[name] for name in asked] == [reason for reason in reasons for _ in range(2)]
