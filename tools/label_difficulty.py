@@ -80,6 +80,8 @@ _IDENTITY = ("dataset", "split", "data_files", "model", "temperature", "top_p", 
 def main(args: Arguments) -> str:
     _check(args)
     prompt = load_prompt(args.prompt)
+    if prompt.prefill:
+        raise UserError(f"--prompt {args.prompt} begins the reply itself (prefill); a level is read from its rest alone")
     args.engine.check(args.model)
     dataset = find_dataset(args.dataset)
     problems = read_part(

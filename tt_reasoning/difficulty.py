@@ -133,6 +133,18 @@ def label_problems(
 
     Raises:
         UserError: a malformed line in ``folder/replies.jsonl``.
+
+    >>> import tempfile
+    >>> from tt_reasoning.engines.scripted import ScriptedEngine
+    >>> from tt_reasoning.prompts import get_prompt
+    >>> problem = Problem(source="demo", split="test", question="2 + 2?", reference="4")
+    >>> tries = [Sampling(model="script", prompt="difficulty", seed=seed) for seed in range(3)]
+    >>> engine = ScriptedEngine({"answers": {"2 + 2?": ["One step: [[1]]"]}})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     counts = label_problems([problem], tries, lambda: engine, get_prompt("difficulty"), Path(folder), 64)
+    ...     found = write_labels([problem], Path(folder))
+    >>> counts.written, found.describe()["levels"]
+    (1, {'1': 1})
     """
 
     def find_short(others: Sequence[Sampling]) -> list[Problem]:
@@ -203,6 +215,12 @@ def read_levels(place: str) -> dict[str, float]:
 
     Raises:
         UserError: no such place, a column is missing, or it holds no level.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(f"{folder}/levels.csv").write_text("problem_id,level\\n38d46ad3618826cf,1.5\\n")
+    ...     read_levels(f"{folder}/levels.csv")
+    {'38d46ad3618826cf': 1.5}
     """
     levels: dict[str, float] = {}
     without = 0

@@ -185,6 +185,7 @@ def test_sources_ranges_and_tries_add_to_a_folder_and_shards_share_it(tmp_path: 
         ({"temperature": -1}, "--temperature -1: give a number from 0 on"),
         ({"top_p": 2}, "--top-p 2.0"),
         ({"prompt": "dificulty"}, "unknown prompt 'dificulty': did you mean 'difficulty'?"),
+        ({"prompt": "ssa"}, "--prompt ssa begins the reply itself (prefill)"),
         ({"keys": "nowhere.txt"}, "--keys names no readable text file"),
         ({"base_url": None}, "OpenAI asks for a key: set OPENAI_API_KEY, give --keys FILE"),
         ({"engine": "scripted", "model": "none.json", "base_url": None}, "no such file: none.json"),
