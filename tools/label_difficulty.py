@@ -81,7 +81,7 @@ def main(args: Arguments) -> str:
     _check(args)
     prompt = load_prompt(args.prompt)
     if prompt.prefill:
-        raise UserError(f"--prompt {args.prompt} begins the reply itself (prefill); a level is read from its rest alone")
+        raise UserError(f"--prompt {args.prompt} begins the reply itself (prefill); name one that does not")
     args.engine.check(args.model)
     dataset = find_dataset(args.dataset)
     problems = read_part(
