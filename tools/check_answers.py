@@ -43,7 +43,7 @@ from tt_reasoning.grading.audit import audit, disagree
 from tt_reasoning.prompts import get_prompt
 from tt_reasoning.sandbox import Limits, check_isolation
 from tt_reasoning.store import lock, read_manifest, read_records, write_json, write_records
-from tt_reasoning.tool import run_tool
+from tt_reasoning.tool import require_positive, run_tool
 from tt_reasoning.types import Answer, Problem, Verdict
 
 DISAGREEMENTS = "disagreements.jsonl"
@@ -72,6 +72,8 @@ class Arguments:
     """Memory of a program, all its processes together."""
     unsafe_no_sandbox: bool = False
     """Run programs without bubblewrap: with your rights, your files and your network."""
+    first: int | None = None
+    """Only the first so many answers to each problem, of more that are there: the others can be checked later."""
     regrade: bool = False
     """Replace all verdicts, for other settings than before."""
     audit: bool = False
@@ -79,8 +81,7 @@ class Arguments:
 
 
 def main(args: Arguments) -> str:
-    if args.num_workers is not None and args.num_workers < 1:
-        raise UserError(f"--num-workers {args.num_workers}: give at least 1")
+    require_positive(args, "num_workers", "first")
     if args.ray_address is not None:
         check_ray(args.ray_address)
     if not 0 < args.timeout_s < 3600:
@@ -93,7 +94,7 @@ def main(args: Arguments) -> str:
     read_manifest(args.answers)
     path = args.answers / VERDICTS
     problems = _read_problems(args.answers)
-    problem_of = _check_answers(args.answers, problems)
+    problem_of, later = _check_answers(args.answers, problems, args.first)
     settings = _settings(args, problems)
     if "test_timeout_s" in settings and args.ray_address is None and not args.unsafe_no_sandbox:
         check_isolation()
@@ -103,17 +104,18 @@ def main(args: Arguments) -> str:
         if not args.regrade:
             check_settings(args.answers, settings)
         graded = set() if args.regrade else {verdict.answer_id for verdict in read_records(path, Verdict)}
+        later -= graded
         with tqdm(total=len(problem_of), initial=len(graded & problem_of.keys()), unit="answer") as bar:
             grade, chunk_size = partial(_grade, args, settings, bar), _chunk_size(args, settings)
             if args.regrade:
-                _replace(args, settings, grade(read_items(args.answers, problems, chunk_size=chunk_size)))
+                _replace(args, settings, grade(read_items(args.answers, problems, later, chunk_size)))
             else:
-                grade_missing(args.answers, settings, problems, graded, grade, chunk_size)
+                grade_missing(args.answers, settings, problems, graded | later, grade, chunk_size)
         report = write_report(args.answers, settings, problem_of)
         differ = None
         if args.audit or (args.answers / DISAGREEMENTS).exists():
             differ = write_records(args.answers / DISAGREEMENTS, _disagreements(args, problems, len(problem_of)))
-    return _summary(path, report, differ)
+    return _summary(path, report, differ, len(later))
 
 
 def _read_problems(folder: Path) -> dict[str, Problem]:
@@ -123,9 +125,12 @@ def _read_problems(folder: Path) -> dict[str, Problem]:
     return problems
 
 
-def _check_answers(folder: Path, problems: dict[str, Problem]) -> dict[str, str]:
-    """The problem of every answer, by id. Each answer has its problem and a known prompt."""
-    problem_of = {}
+def _check_answers(folder: Path, problems: dict[str, Problem], first: int | None) -> tuple[dict[str, str], set[str]]:
+    """The problem of every answer, by id, and the answers behind the ``first`` of their problems.
+
+    Each answer has its problem and a known prompt.
+    """
+    problem_of, later = {}, set()
     for answer in read_records(folder / ANSWERS, Answer):
         if answer.problem_id not in problems:
             raise UserError(
@@ -134,9 +139,11 @@ def _check_answers(folder: Path, problems: dict[str, Problem]) -> dict[str, str]
             )
         get_prompt(answer.sampling.prompt, folder)
         problem_of[answer.id] = answer.problem_id
+        if first is not None and answer.sample_index >= first:
+            later.add(answer.id)
     if not problem_of:
         raise UserError(f"{folder} has no answers yet; run generate_answers with --out {folder}")
-    return problem_of
+    return problem_of, later
 
 
 def _settings(args: Arguments, problems: dict[str, Problem]) -> dict:
@@ -200,7 +207,7 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _summary(path: Path, report: dict, differ: int | None) -> str:
+def _summary(path: Path, report: dict, differ: int | None, num_later: int) -> str:
     counts, judged = report["counts"], report["judged"]
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     worth = "no accuracy, as none could be judged"
@@ -209,6 +216,8 @@ def _summary(path: Path, report: dict, differ: int | None) -> str:
         worth = f"accuracy {100 * report['accuracy']:.1f} %{low_high or ''} of {judged} judged"
     left_out = f", {report['not_judged']} not judged and left out" if report["not_judged"] else ""
     line = f"graded {sum(counts.values())} answers: {reasons}; {worth}{left_out} -> {path}"
+    if num_later:
+        line += f"\n{num_later} answers are not checked yet; the same command without --first checks them"
     if differ is not None:
         line += f"\naudit: {differ} graded differently by the second rule set -> {path.with_name(DISAGREEMENTS)}"
     return line

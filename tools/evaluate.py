@@ -91,6 +91,8 @@ class Arguments:
     """which answers, where a value model steered with several etas; all unless given"""
     compare: tuple[Path, ...] = ()
     """further folders of answers to the same problems, such as another rule or value model: paired with these"""
+    first: int | None = None
+    """only the first so many answers to each problem, where no more were checked (check_answers --first)"""
     limit: int | None = None
     """only the first so many problems"""
     scores: tuple[Path, ...] = ()
@@ -177,7 +179,8 @@ def main(args: Arguments) -> str:
 def identify(args: Arguments, part: Part) -> dict[str, object]:
     """What decides the numbers of a folder of results."""
     path = part.answers.path
-    identity = {"answers": str(path), "answers_temperature": args.answers_temperature, "limit": args.limit}
+    names = ("answers_temperature", "first", "limit")
+    identity = {"answers": str(path), **{name: getattr(args, name) for name in names}}
     identity[PROBLEMS] = describe_records(path / PROBLEMS)
     if args.subsamples:
         identity |= {"subsamples": args.subsamples, "subsample_seed": args.subsample_seed}
@@ -186,7 +189,9 @@ def identify(args: Arguments, part: Part) -> dict[str, object]:
 
 def check_arguments(args: Arguments) -> None:
     """Refuse what no engine could run, before anything is read or loaded."""
-    least_of = {"limit": 1, "subsamples": 1, "subsample_seed": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0}
+    least_of = {
+        "limit": 1, "first": 1, "subsamples": 1, "subsample_seed": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0,
+    }  # fmt: skip
     for name, least in least_of.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -270,7 +275,7 @@ def check_same_reference(one: Part, other: Part) -> None:
 
 def open_graded(path: Path, args: Arguments, etas: Sequence[float] = ()) -> AnswerFolder:
     """A folder of answers, of one temperature, every one of them with its verdict."""
-    answers = open_answers(path, temperature=args.answers_temperature, etas=etas)
+    answers = open_answers(path, temperature=args.answers_temperature, etas=etas, first=args.first)
     if len(answers.temperatures) > 1:
         there = ", ".join(f"{value:g}" for value in answers.temperatures)
         raise UserError(f"{path} holds answers of several temperatures ({there}); name --answers-temperature")

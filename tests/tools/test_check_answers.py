@@ -214,3 +214,21 @@ def test_settings_from_before_percent_as_fraction_are_understood(folder: Path) -
     store.write_json(path, settings)
     assert check(folder).returncode == 0
     assert_refused(folder, "--percent-as-fraction", says="now --timeout-s 5.0 --fallback none --percent-as-fraction;")
+
+
+def test_the_first_samples_are_checked_now_and_the_others_later(folder: Path) -> None:
+    done = check(folder, "--first", "1")
+    assert done.returncode == 0, done.stderr
+    assert reasons(folder) == ["match", "match", "bad_reference"]
+    assert done.stdout.endswith("2 answers are not checked yet; the same command without --first checks them\n")
+    evaluate = [sys.executable, str(ROOT / "tools/evaluate.py"), "--answers", folder.name, "--out", "results"]
+    run = {"cwd": folder.parent, "capture_output": True, "text": True, "timeout": 120}
+    refused = subprocess.run(evaluate, **run)
+    assert refused.returncode == 2 and "2 answers have no verdict yet" in refused.stderr
+    measured = subprocess.run([*evaluate, "--first", "1"], **run)
+    assert measured.returncode == 0, measured.stderr
+    report = json.loads((folder.parent / "results" / "results.json").read_text())
+    assert (report["num_samples"], report["most_samples"]) == (1, 1)
+    assert check(folder).returncode == 0
+    assert sorted(reasons(folder)) == sorted(REASONS)
+    assert check(folder, "--first", "0").returncode == 2

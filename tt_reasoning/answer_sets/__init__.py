@@ -113,12 +113,13 @@ class AnswerFolder:
 
 
 def open_answers(
-    folder: str | Path, *, temperature: float | None = None, etas: Collection[float] = ()
+    folder: str | Path, *, temperature: float | None = None, etas: Collection[float] = (), first: int | None = None
 ) -> AnswerFolder:
     """Index a folder of ``generate_answers``: all its answers, or those of one temperature, of some etas.
 
     Args:
         etas: of guidance by a value model; answers without guidance have eta 0. All unless given.
+        first: only so many answers to each problem, as of ``check_answers --first``.
 
     Raises:
         UserError: no such folder, no answers (of that temperature, of one of the etas), or a malformed line. Texts are
@@ -142,7 +143,7 @@ def open_answers(
             others.add(sampling.temperature)
             continue
         etas_there.add(sampling.eta)
-        if etas and sampling.eta not in etas:
+        if (etas and sampling.eta not in etas) or (first is not None and sample_index >= first):
             continue
         if sampling is not before:
             way, before = numbers.setdefault(sampling, len(numbers)), sampling
