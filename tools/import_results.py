@@ -7,7 +7,7 @@ temperatures, and the prompt that they were asked with, if one template gives it
 programs as correct: they go to old_verdicts.jsonl, to compare with, and check_answers grades anew. A row that cannot be
 read is named and kept in rejected.jsonl; the others are imported.
 
-Example: python tools/import_results.py --results Qwen2-7B_MATH500_test_None_0_-1.json --dataset math500 \
+Example: python tools/import_results.py --results Qwen2-7B_MATH500_test_None_0_-1.json --dataset math500
     --out answers/imported
 """
 
