@@ -58,6 +58,12 @@ def example_of(file: Path, folder: Path) -> DictConfig:
         (folder / "fcs-conversations.json").write_text(json.dumps([pair]))
         cfg.dataset.source = str(folder / "fcs-conversations.json")
         return cfg
+    if cfg.dataset._component_ == "torchtune.datasets.chat_dataset":
+        turns = [{"from": "system", "value": "Think."}, {"from": "human", "value": "2 + 2?"}]
+        turns.append({"from": "gpt", "value": "4"})
+        (folder / "train_data.json").write_text(json.dumps([{"system": "Think.", "conversations": turns}]))
+        cfg.dataset.data_files, cfg.dataset.cache_dir = str(folder / "train_data.json"), str(folder / "cache")
+        return cfg
     cfg.dataset.source = str(folder)
     if takes_step_format(file):
         cfg.dataset.source = str(write_home(folder, num_problems=1) / "steps")
@@ -72,6 +78,7 @@ def takes_step_format(file: Path) -> bool:
 
 def test_the_promised_configs_are_there() -> None:
     promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu", "1.5B_generator_sft"}
+    promised |= {"135M_sharegpt_sft_cpu"}
     promised |= {"135M_verifier_cpu", "1.5B_verifier", "135M_qsharp_cpu", "1B_qsharp", "135M_dpo_cpu", "0.5B_dpo"}
     assert promised <= {file.stem for file in CONFIGS}
 
