@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import tyro
+from loaded_tools import load_tool
 
+from tt_reasoning.errors import UserError
 from tt_reasoning.store import read_manifest, read_records, read_rows
 from tt_reasoning.types import Answer, Problem
 
@@ -44,6 +47,15 @@ def mistake(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]
+
+
+def refusal(options: list[str]) -> str:
+    """What the tool says against options: in this process, which is faster than one of its own."""
+    tool = load_tool("import_results")
+    with pytest.raises(UserError) as error:
+        tool.main(tyro.cli(tool.Arguments, args=options, use_underscores=False))
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -106,7 +118,7 @@ def test_the_later_shape_takes_its_settings_from_the_summary_beside_it(tmp_path:
 
 
 def test_a_run_killed_at_three_points_ends_with_the_same_files(tmp_path: Path) -> None:
-    (tmp_path / NAME).write_text(json.dumps(rows(4000)))
+    (tmp_path / NAME).write_text(json.dumps(rows(1500)))
     command = [sys.executable, str(ROOT / "tools/import_results.py"), "--results", NAME, "--dataset", "math500"]
     subprocess.run([*command, "--out", "whole"], cwd=tmp_path, capture_output=True, check=True)
     whole = contents(tmp_path / "whole")
@@ -135,14 +147,16 @@ def test_a_run_killed_at_three_points_ends_with_the_same_files(tmp_path: Path) -
         (["--results", NAME, "--out", "taken"], "the output taken holds files but no manifest.json"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path: Path, options: list[str], message: str) -> None:
+def test_a_mistake_is_one_line_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).write_text(json.dumps(rows()))
     for name, text in (("list.json", "[]"), ("torn.json", "{"), ("usage.json", '{"completion_tokens": 3, "a": {}}')):
         (tmp_path / name).write_text(text)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
-    done = run(tmp_path, *(["--out", "out"] if "--out" not in options else []), *options)
-    assert message in mistake(done) and done.stdout == ""
+    assert message in refusal([*([] if "--out" in options else ["--out", "out"]), *options])
     assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "taken").iterdir()] == ["mine.txt"]
 
 

@@ -11,7 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tyro
+from loaded_tools import load_tool
 
+from tt_reasoning.errors import UserError
 from tt_reasoning.prompts import PROMPTS, SYSTEM_PROMPTS
 from tt_reasoning.store import open_run, read_rows, write_records
 from tt_reasoning.types import Answer, Problem, Reason, Sampling, Verdict
@@ -60,6 +63,15 @@ def mistake(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]
+
+
+def refusal(options: list[str]) -> str:
+    """What the tool says against options: in this process, which is faster than one of its own."""
+    tool = load_tool("to_sharegpt")
+    with pytest.raises(UserError) as error:
+        tool.main(tyro.cli(tool.Arguments, args=options, use_underscores=False))
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def turns(path: Path) -> list[tuple[str, str]]:
@@ -154,11 +166,11 @@ def test_options_decide_form_number_order_and_domains(home: Path) -> None:
     assert turns(home / "first.json") == [(asked("1 + 3?"), form("the longer thought"))]
     run(home, *one, "code.json", "--merge", "still2.json", "--merge-domains", "code")
     assert set(turns(home / "code.json")) == {(asked("1 + 3?"), form("shorter")), ("Sort.", form("code"))}
-    orders = set()
-    for seed in (1, 2, 3):
-        run(home, "--answers", "a", "b", "--seed", str(seed), "--out", f"{seed}.json")
-        orders.add(tuple(turns(home / f"{seed}.json")))
-    assert len(orders) > 1 and len({frozenset(order) for order in orders}) == 1
+    orders = []
+    for seed in ("1", "2"):
+        run(home, "--answers", "a", "b", "--merge", "still2.json", "--seed", seed, "--out", f"{seed}.json")
+        orders.append(turns(home / f"{seed}.json"))
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
 
 
 def test_a_run_killed_while_it_writes_leaves_no_file_and_the_next_writes_the_whole(tmp_path: Path) -> None:
@@ -200,14 +212,16 @@ def test_a_run_killed_while_it_writes_leaves_no_file_and_the_next_writes_the_who
         (["--answers", "plain"], "none of 1 answers can be taken: tags 1; tools/convert_format.py gives answers"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_writes_nothing(home: Path, options: list[str], message: str) -> None:
+def test_a_mistake_is_one_line_and_writes_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(home)
     write_folder(home / "raw", [("1?", "1", None)])
     write_folder(home / "bare", [])
     write_folder(home / "plain", [("4?", "The Answer is: 4", "match")])
     write_folder(home / "lost", [("4?", form("4"), "match")])
     (home / "lost" / "problems.jsonl").write_text("")
-    done = run(home, *(["--out", "out.json"] if "--out" not in options else []), *options)
-    assert message in mistake(done) and done.stdout == ""
+    assert message in refusal([*([] if "--out" in options else ["--out", "out.json"]), *options])
     assert not (home / "out.json").exists()
 
 
