@@ -135,8 +135,8 @@ def _run_tests(
         folder = "/tmp" if way else held.enter_context(tempfile.TemporaryDirectory(prefix="program-"))
         user = way.next_user() if way else None
         job = {
-            "code": code, "function": function, "tests": list(tests), "folder": folder, "user": user,
-            "timeout_s": limits.test_timeout_s, "limits": _list_limits(limits, isolated),
+            "code": code, "function": function, "tests": list(tests), "folder": folder, "isolated": isolated,
+            "user": user, "timeout_s": limits.test_timeout_s, "limits": _list_limits(limits, isolated),
             "packages": [inside for _, inside in _find_packages()] if isolated else [_site_packages()],
         }  # fmt: skip
         try:
@@ -247,7 +247,10 @@ class _Process:
 
     def _find_inside(self) -> None:
         """A handle of the first process inside: with it the kernel ends all others, before bubblewrap itself ends."""
-        inside = json.loads(os.read(self._told, 4096))["child-pid"]
+        try:
+            inside = json.loads(os.read(self._told, 4096))["child-pid"]
+        except (ValueError, KeyError):
+            raise SandboxError("bubblewrap does not say what it started") from None
         with contextlib.suppress(ProcessLookupError):
             handle = os.pidfd_open(inside)
             if _parent_of(inside) == self._process.pid:  # and no other process of the same number
@@ -362,7 +365,7 @@ def _find_fault() -> str | None:
 
 
 # Prints what it can do and should not.
-_PROBE = """
+_PROBE = f"KNOWN = {sorted([*_ENVIRONMENT, 'PWD'])}" + """
 import ctypes, os, socket, time
 
 def succeeds(action):
@@ -384,7 +387,7 @@ doors = {
 found = [name for name, action in doors.items() if succeeds(action)]
 if os.getppid() not in (0, 1) or os.getpid() > 9:
     found.append("a program sees other processes")
-if set(os.environ) - {"PATH", "HOME", "LANG", "PYTHONHASHSEED", "MALLOC_ARENA_MAX", "OPENBLAS_NUM_THREADS", "PWD"}:
+if set(os.environ) - set(KNOWN):
     found.append("a program sees the environment")
 if libc.unshare(0x10000000) == 0:
     found.append("a program makes namespaces")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,9 +49,9 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def check(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def check(folder: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools/check_answers.py"), "--answers", folder.name, *options]
-    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=120, env=environment)
 
 
 def reasons(folder: Path) -> list[str]:
@@ -232,3 +234,135 @@ def test_the_first_samples_are_checked_now_and_the_others_later(folder: Path) ->
     assert check(folder).returncode == 0
     assert sorted(reasons(folder)) == sorted(REASONS)
     assert check(folder, "--first", "0").returncode == 2
+
+
+# --- programs --------------------------------------------------------------------------------------------
+
+DOUBLE = Problem(
+    source="apps", split="test", question="Print twice the number.", kind="code",
+    reference='{"inputs":["1","21"],"outputs":["2","42"]}',
+)  # fmt: skip
+ADD = Problem(
+    source="apps", split="test", question="Add two numbers.", kind="code",
+    reference='{"fn_name":"add","inputs":[[1,2]],"outputs":[3]}',
+)  # fmt: skip
+NO_TESTS = Problem(source="apps", split="test", question="?", kind="code", reference='{"inputs":[],"outputs":[]}')
+PROGRAMS = [
+    (DOUBLE, "print(2 * int(input()))", "match"),
+    (DOUBLE, "print(2)", "mismatch"),
+    (DOUBLE, "print(1 / 0)", "error"),
+    (DOUBLE, "while True: pass", "timeout"),
+    (ADD, "class Solution:\n    def add(self, a: int, b: int) -> int:\n        return a + b", "match"),
+    (ADD, "def plus(a, b): return a + b", "error"),
+    (NO_TESTS, "print(1)", "bad_reference"),
+]
+
+
+def write_programs(path: Path, programs: list[tuple[Problem, str, str]]) -> Path:
+    problems = list(dict.fromkeys(problem for problem, _, _ in programs))
+    with store.open_run(path, "generate_answers", {"seed": 1}):
+        store.write_records(path / "problems.jsonl", problems)
+        answers = [
+            make_answer_to(problem, index, f"So:\n```python\n{code}\n```\nDone.")
+            for index, (problem, code, _) in enumerate(programs)
+        ]
+        store.append_records(path / "answers.jsonl", answers)
+    return path
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    return write_programs(tmp_path / "programs", PROGRAMS)
+
+
+def test_programs_are_run_and_a_slow_one_or_a_crash_is_wrong(programs: Path) -> None:
+    store.append_records(programs / "answers.jsonl", [make_answer_to(DOUBLE, 99, "It is 2.")])
+    done = check(programs, "--num-workers", "2", "--test-timeout-s", "1.5")
+    assert done.returncode == 0, done.stderr
+    # Of the two problems with tests: 1 of 5 and 1 of 2 right.
+    assert done.stdout.startswith(
+        "graded 8 answers: 2 match, 1 mismatch, 1 no_answer, 1 bad_reference, 1 timeout, 2 error; accuracy 28.6 % "
+    )
+    assert "of 7 judged, 1 not judged and left out" in done.stdout
+    assert reasons(programs) == [*(reason for _, _, reason in PROGRAMS), "no_answer"]
+    first, *_ = store.read_records(programs / "verdicts.jsonl", Verdict)
+    assert first.extracted == "print(2 * int(input()))\n"
+    assert json.loads((programs / "verdicts.json").read_text())["arguments"] == {
+        "timeout_s": 5.0, "fallback": "none", "percent_as_fraction": False, "test_timeout_s": 1.5,
+        "total_timeout_s": 60.0, "memory_mb": 1024, "unsafe_no_sandbox": False,
+    }  # fmt: skip
+    assert_refused(programs, "--test-timeout-s", "2", says="--test-timeout-s 1.5")
+    assert_refused(programs, "--test-timeout-s", "1.5", "--memory-mb", "512", says="now --timeout-s 5.0")
+    before = contents(programs)
+    assert check(programs, "--test-timeout-s", "1.5", "--audit").returncode == 0  # without an opinion on programs
+    assert contents(programs) == before | {"disagreements.jsonl": b""}
+
+
+def test_programs_and_mathematics_may_stand_in_one_folder(programs: Path) -> None:
+    write_programs(programs.with_name("mixed"), [PROGRAMS[0]])
+    store.append_records(programs.with_name("mixed") / "problems.jsonl", PROBLEMS)
+    store.append_records(programs.with_name("mixed") / "answers.jsonl", [make_answer(0, 0, "The Answer is: 4")])
+    assert check(programs.with_name("mixed")).returncode == 0
+    assert reasons(programs.with_name("mixed")) == ["match", "match"]
+
+
+def test_without_isolation_nothing_runs_unless_it_is_asked_for(programs: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    code = f"open({str(made)!r}, 'w').close()\nprint(2 * int(input()))"
+    folder = write_programs(tmp_path / "unsafe", [(DOUBLE, code, "match")])
+    broken = tmp_path / "bin" / "bwrap"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho bwrap: No permissions >&2\nexit 1\n")
+    broken.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{broken.parent}:{os.environ['PATH']}"}
+    before = contents(folder)
+    done = check(folder, environment=environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "bwrap: No permissions" in done.stderr and "--unsafe-no-sandbox" in done.stderr
+    assert contents(folder) == before and not made.exists()
+    done = check(folder, "--unsafe-no-sandbox", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert reasons(folder) == ["match"] and made.exists()
+    assert json.loads((folder / "verdicts.json").read_text())["arguments"]["unsafe_no_sandbox"] is True
+    assert_refused(folder, says="was graded with")
+    done = check(folder, "--regrade")
+    assert done.returncode == 0 and reasons(folder) == ["error"]  # with a sandbox the file cannot be written
+
+
+def test_limits_of_programs_that_are_none_are_named(programs: Path) -> None:
+    assert_refused(programs, "--test-timeout-s", "0", says="--test-timeout-s 0: give seconds between 0 and 86400")
+    assert_refused(programs, "--total-timeout-s", "-1", says="--total-timeout-s -1")
+    assert_refused(programs, "--memory-mb", "8", says="--memory-mb 8: Python alone needs 64")
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_killed_at_any_point_the_same_command_ends_with_the_same_bytes(tmp_path: Path, written: int) -> None:
+    """Killed before the first chunk of 16 verdicts is on disk, behind it, and behind the second."""
+    many = [(DOUBLE, f"x = {number}\nprint((2 - x % 3 // 2) * int(input()))", "") for number in range(40)]
+    whole, killed = (write_programs(tmp_path / name, many) for name in ("whole", "killed"))
+    command = [sys.executable, str(ROOT / "tools/check_answers.py"), "--answers", "killed", "--num-workers", "2"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        end = time.monotonic() + 100
+        while not (killed / "verdicts.json").exists() or len(reasons(killed)) < 16 * written:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+        process.kill()
+    kept = reasons(killed)
+    assert 16 * written <= len(kept) < 40
+    assert check(whole, "--num-workers", "2").returncode == 0
+    done = check(killed, "--num-workers", "2")
+    assert done.returncode == 0, done.stderr
+    for name in ("verdicts.jsonl", "verdicts.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert set(reasons(whole)) == {"match", "mismatch"}
+
+
+def test_help_says_what_it_takes() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/check_answers.py"), "--help"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    for option in ("--num-workers", "--test-timeout-s", "--total-timeout-s", "--memory-mb", "--unsafe-no-sandbox"):
+        assert option in done.stdout
