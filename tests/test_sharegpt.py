@@ -1,4 +1,4 @@
-"""ShareGPT rows: each question once, each text once, and what torchtune makes of them."""
+"""ShareGPT rows: each question once, each text once a question, and what torchtune makes of them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ def test_the_shortest_or_the_first_of_a_question_is_taken_and_every_other_has_a_
     assert choose([]) == ([], [])
 
 
-def test_a_text_is_taken_once_whatever_its_question_and_another_takes_its_place() -> None:
+def test_a_text_is_taken_once_a_question_and_another_takes_its_place() -> None:
     given = [candidate(0, "q", "a", 3), candidate(1, "r", "a", 3), candidate(2, "r", "b", 8), candidate(3, "q", "a", 3)]
+    given.append(candidate(4, "q", "c", 9))
     taken, rejected = choose(given, keep=2)
-    assert taken == [given[0], given[2]]
-    assert [(found.offset, reason) for found, reason, _ in rejected] == [(1, "repeated"), (3, "repeated")]
+    assert taken == [given[0], given[1], given[2], given[4]]
+    assert [(found.offset, reason) for found, reason, _ in rejected] == [(3, "repeated")]
 
 
 def test_the_order_is_the_seeds() -> None:

@@ -1,8 +1,8 @@
 """Write a training set in ShareGPT form: correct answers in the thought/solution form, each question once.
 
 Reads folders that convert_format wrote and check_answers graded. Taken are correct answers that ended by themselves and
-have the four tags (--any-format: any form), of each question --keep, a text once; the same question in two folders is
-one. --merge FILE adds an outside set of the STILL-2 form (question, combined_text, domain; a JSON list or a JSON object
+have the four tags (--any-format: any form), of each question --keep, a text once; a question in two folders is one.
+--merge FILE adds an outside set of the STILL-2 form (question, combined_text, domain; a JSON list or a JSON object
 a line), by default without its code. All are put in an order that --seed decides. --rejected FILE holds everything that
 was not taken, with its reason. A file that is there is never overwritten.
 

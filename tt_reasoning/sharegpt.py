@@ -192,8 +192,8 @@ def choose(
 ) -> tuple[list[Candidate], list[tuple[Candidate, Rejection, str]]]:
     """What is taken, and all others with a reason and its detail, both in the order given.
 
-    Of each question ``keep`` are taken, the shortest or the first; a text that is taken once is not taken again,
-    whatever its question (``repeated``).
+    Of each question ``keep`` are taken, the shortest or the first, and each text once (``repeated``); to another
+    question it is another answer.
 
     >>> one, two = (Candidate(0, n, "q", f"t{n}", 9 - n, None) for n in range(2))
     >>> choose([one, two])[0] == [two]
@@ -209,19 +209,17 @@ def choose(
             of_question[candidate.question].append(number)
         else:
             reasons[number] = candidate.fault
-    texts: set[str] = set()
     for numbers in of_question.values():
         if choice == "shortest":
             numbers.sort(key=lambda number: (everything[number].length, number))
-        kept = 0
+        texts: set[str] = set()
         for number in numbers:
             if everything[number].text in texts:
                 reasons[number] = "repeated", "a text that is taken already"
-            elif kept == keep:
+            elif len(texts) == keep:
                 reasons[number] = "surplus", f"{keep} of the question {'is' if keep == 1 else 'are'} taken"
             else:
                 texts.add(everything[number].text)
-                kept += 1
     taken = [candidate for number, candidate in enumerate(everything) if number not in reasons]
     return taken, [(everything[number], *reasons[number]) for number in sorted(reasons)]
 
