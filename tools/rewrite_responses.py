@@ -5,8 +5,9 @@ thought that propose an answer, and says of each sub-solution whether it is righ
 right one (fcs), one later (fcs_plus1), or behind the second right one (fcs_reflection), and the solution stays. --silc
 adds pairs that reject the shortest incorrect answer for the shortest correct one longer than it. Needs the verdicts of
 check_answers. A model that replies out of form is asked again, --num-samples times in all. Killed or with failed
-requests, the same command asks for what is missing; --silc, --system-prompt, --target-model, --score-by, --limit and
---num-samples may change in a finished folder. configs/135M_dpo_cpu.yaml and configs/0.5B_dpo.yaml train on the pairs.
+requests, the same command asks for what is missing; it does so too when answers were added, or with more --limit,
+--num-samples or --first, and --silc, --system-prompt, --target-model and --score-by may change in a finished folder.
+configs/135M_dpo_cpu.yaml and configs/0.5B_dpo.yaml train on the pairs.
 
 Writes fcs-conversations.json, fcs_plus1-conversations.json and fcs_reflection-conversations.json, rewritten.jsonl (what
 was cut where), left_out.jsonl (problems without a pair, with the reason), stats.json, and the replies of the model.
@@ -16,7 +17,6 @@ Example: python tools/rewrite_responses.py --answers answers/demo --rewrite-mode
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ import tyro
 
 from tt_reasoning import store
 from tt_reasoning.aggregation import keep_open
-from tt_reasoning.answer_sets import VERDICTS, open_answers, read_settings, require_verdicts
+from tt_reasoning.answer_sets import open_answers, read_settings, require_verdicts
 from tt_reasoning.answer_sets.token_counts import CountTokens, load_token_counter
 from tt_reasoning.checking import SETTINGS
 from tt_reasoning.engines.options import EngineOptions
@@ -55,7 +55,7 @@ from tt_reasoning.rewriting import (
     write_pairs,
 )
 from tt_reasoning.tool import check_truncation, require_positive, run_tool
-from tt_reasoning.types import Sampling, Verdict
+from tt_reasoning.types import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,8 @@ class Arguments:
     """Add pairs of a short incorrect and a longer correct answer to every file."""
     score_by: ScoreBy = "model"
     """What says whether a sub-solution is right: the model, or the grader, which is free and reads its last answer."""
+    first: int | None = None
+    """Only the first so many answers to each problem, where no more were checked (check_answers --first)."""
     limit: int | None = None
     """Only the first so many problems that have answers."""
     num_samples: int = 3
@@ -94,13 +96,14 @@ class Arguments:
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions()
 
 
-_CHANGEABLE = ("silc", "system_prompt", "target_model", "score_by", "limit", "num_samples")  # no reply depends on them
+# No reply depends on these.
+_CHANGEABLE = ("silc", "system_prompt", "target_model", "score_by", "first", "limit", "num_samples")
 
 
 def main(args: Arguments) -> str:
     _check_arguments(args)
     system = _find_system(args.system_prompt)
-    answers = open_answers(args.answers)
+    answers = open_answers(args.answers, first=args.first)
     require_verdicts(answers)
     counted: Counter[Side] = Counter()
     sides = list(islice(read_sides(answers, counted), args.limit))
@@ -108,7 +111,7 @@ def main(args: Arguments) -> str:
     grading = read_settings(args.answers / SETTINGS)
     chunk_size = args.chunk_size or begun_chunk_size(args.out) or args.engine.default_chunk_size(1)
     with (
-        store.open_run(args.out, "rewrite_responses", _identify(args, chunk_size)) as out,
+        store.open_run(args.out, "rewrite_responses", _identify(args, chunk_size, grading)) as out,
         keep_open(partial(args.engine.open, args.rewrite_model)) as start_engine,
         Grader(**grading) as grader,
         Grader(**grading | {"fallback": "last_number"}) as part_grader,
@@ -140,7 +143,7 @@ def main(args: Arguments) -> str:
 
 
 def _check_arguments(args: Arguments) -> None:
-    require_positive(args, "limit", "num_samples", "max_new_tokens", "chunk_size")
+    require_positive(args, "first", "limit", "num_samples", "max_new_tokens", "chunk_size")
     check_truncation(args.top_p, args.top_k)
     if not 0 < args.temperature < float("inf"):
         raise UserError(f"--temperature {args.temperature:g}: give a number above 0; the first try is greedy anyway")
@@ -173,19 +176,15 @@ def _samplings(args: Arguments) -> tuple[Sampling, ...]:
     return (first, *(replace(first, temperature=args.temperature, seed=args.seed + number) for number in further))
 
 
-def _identify(args: Arguments, chunk_size: int) -> dict[str, Any]:
-    """What decides the replies: the arguments that matter, and the verdicts as they are now."""
-    digest, number = hashlib.sha256(), 0
-    for verdict in store.read_records(args.answers / VERDICTS, Verdict):
-        digest.update(f"{verdict.answer_id} {verdict.correct}\n".encode())
-        number += 1
+def _identify(args: Arguments, chunk_size: int, grading: dict[str, Any]) -> dict[str, Any]:
+    """What decides the replies and verdicts of this folder. Which answers there are may change: each has its own."""
     names = ("rewrite_model", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
     return {
         "answers": str(args.answers),
         **{name: getattr(args, name) for name in names},
         "chunk_size": chunk_size,
         **args.engine.identity(),
-        "verdicts": f"{number} verdicts, sha256 {digest.hexdigest()[:16]}",
+        "grading": grading,
     }
 
 

@@ -42,7 +42,7 @@ from tt_reasoning.engines.base import Engine
 from tt_reasoning.generation import ANSWERS, Counts, draw_tries
 from tt_reasoning.grading import Grader
 from tt_reasoning.prompts import SYSTEM_PROMPTS, get_prompt, marking_text, scoring_text
-from tt_reasoning.types import Answer, Problem, Sampling, Verdict, seed_of
+from tt_reasoning.types import Answer, Problem, Sampling, Verdict, problem_id, seed_of
 
 MARKS = "marks.jsonl"  # replies: which lines propose an answer
 SCORES = "part_scores.jsonl"  # replies: whether a sub-solution's answer is the right one
@@ -494,7 +494,7 @@ def score_parts(
                 said = text[part.start : part.end]
                 gold = "" if is_graded(item.problem) else item.problem.reference  # of a program, its tests: long
                 claims.append(Claim(item, number, said, _ask(scoring_text(item.problem.question, said, gold))))
-    graded = (Graded(f"{c.asked.id}-part", c.text, c.item.problem) for c in claims if is_graded(c.item.problem))
+    graded = (Graded(c.text, c.item.problem, "part") for c in claims if is_graded(c.item.problem))
     verdicts = grade_texts(graded, grader, asking.folder)
     asked = [claim.asked for claim in claims if not is_graded(claim.item.problem)]
     replies, counts = asking.ask(asked, SCORE_PROMPT, SCORES, lambda reply: read_score(reply) is not None)
@@ -502,7 +502,7 @@ def score_parts(
     for claim in claims:
         tries = replies.get(claim.asked.id, ())
         if is_graded(claim.item.problem):
-            score, waits = verdicts[f"{claim.asked.id}-part"], False
+            score, waits = verdicts[Graded(claim.text, claim.item.problem, "part").id], False
         else:
             score = next((said for said in map(read_score, tries) if said is not None), None)
             waits = score is None and len(tries) < len(asking.samplings)
@@ -516,11 +516,16 @@ def score_parts(
 
 
 class Graded(NamedTuple):
-    """A text to grade, under an id of its own."""
+    """A text to grade: a ``part`` and a ``variant`` are graded by different rules."""
 
-    id: str
     text: str
     problem: Problem
+    rules: Literal["part", "variant"]
+
+    @property
+    def id(self) -> str:
+        """From all that its verdict depends on, but the grader's settings."""
+        return problem_id("\n".join((self.rules, self.problem.kind, self.problem.reference, self.text)))
 
 
 def grade_texts(wanted: Iterable[Graded], grader: Grader, folder: Path) -> dict[str, bool | None]:
@@ -586,15 +591,12 @@ def cut_answers(
         variants = plan_variants(text, item.layout, scored.parts[item.asked.id])
         return [list_endings(variant, text, item) for variant in variants]
 
-    def name_of(item: Item, variant: Variant) -> str:
-        return f"{item.asked.id}-{variant.cut_start}-{variant.cut_end}"
-
     def to_grade() -> Iterator[Graded]:
         for item in ready:
             text = texts.read(item.shortest.id)[1]
             for variant in chain.from_iterable(plan(item, text)):
                 if not is_graded_already(variant, item):
-                    yield Graded(name_of(item, variant), variant.apply(text), item.problem)
+                    yield Graded(variant.apply(text), item.problem, "variant")
 
     verdicts = grade_texts(to_grade(), grader, folder)
     rewritten, left_out = [], []
@@ -602,8 +604,14 @@ def cut_answers(
         parts, text = scored.parts[item.asked.id], texts.read(item.shortest.id)[1]
         variants = []
         for endings in plan(item, text):
-            right = (v for v in endings if is_graded_already(v, item) or verdicts[name_of(item, v)])
-            found = next(right, None)
+            found = next(
+                (
+                    variant for variant in endings
+                    if is_graded_already(variant, item)
+                    or verdicts[Graded(variant.apply(text), item.problem, "variant").id]
+                ),
+                None,
+            )  # fmt: skip
             if found is None:
                 left_out.append(
                     LeftOutRow(problem_id=item.problem.id, reason="variant_wrong", detail=endings[0].name)

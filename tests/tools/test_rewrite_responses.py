@@ -289,11 +289,21 @@ def test_answers_without_verdicts_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "pairs").exists()
 
 
-def test_other_verdicts_are_another_run(tmp_path: Path) -> None:
-    write_world(tmp_path, range(1, 3))
-    assert rewrite(tmp_path).returncode == 0
-    before = contents(tmp_path / "pairs")
+def test_answers_that_are_checked_later_add_to_the_pairs_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+    write_world(tmp_path, range(2, 4))
     path = tmp_path / "answers" / "verdicts.jsonl"
-    path.write_text(path.read_text().replace("false", "null", 1))
-    assert "verdicts was '6 verdicts, sha256 " in mistake(rewrite(tmp_path))
-    assert contents(tmp_path / "pairs") == before
+    verdicts = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(verdicts[:2] + verdicts[3:5]))  # the incorrect answers wait
+    done = rewrite(tmp_path, "--silc", first=2)
+    assert done.returncode == 0, done.stderr
+    assert "fcs-conversations.json: 2 pairs; chosen" in done.stdout
+    before = contents(tmp_path / "pairs")
+    path.write_text("".join(verdicts))
+    assert rewrite(tmp_path, "--silc").returncode == 0
+    assert {name: len(of) for name, of in pairs_of(tmp_path / "pairs", "fcs").items()} == {
+        "What is 2 + 2?": 2, "What is 3 + 3?": 2,
+    }  # fmt: skip
+    after = contents(tmp_path / "pairs")
+    assert [after[name] == before[name] for name in REPLIES[:2]] == [True, True]
+    (tmp_path / "answers" / "verdicts.json").write_text(json.dumps({"arguments": {"fallback": "last_number"}}))
+    assert "grading was {}, now {'fallback': 'last_number'}" in mistake(rewrite(tmp_path, "--silc"))
