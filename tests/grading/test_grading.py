@@ -769,3 +769,27 @@ def test_wrong_settings_are_refused() -> None:
     for settings_ in ({"timeout_s": 0}, {"num_workers": 0}, {"fallback": "first"}):
         with pytest.raises(ValueError, match=next(iter(settings_))):
             Grader(**settings_)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "reason"),
+    [
+        (r"\textbf{(B)}\ 11", "B", "match"),
+        (r"\textbf{(B)}\ 11", "(B)", "match"),
+        (r"\textbf{(B)}\ 11", "11", "match"),
+        (r"\textbf{(B)}\ 11", r"\textbf{(B)}\ 11", "match"),
+        (r"\textbf{(B)}\ 11", r"\text{(C)}\ 11", "mismatch"),  # the letter decides where one is given
+        (r"\textbf{(B)}\ 11", "C", "mismatch"),
+        (r"\textbf{(B)}\ 11", "12", "mismatch"),
+        (r"\mathrm{(D)}~2\sqrt{3}", r"\sqrt{12}", "match"),
+        (r"\mathrm{(D)}~2\sqrt{3}", r"\sqrt{13}", "mismatch"),
+        (r"\text{(C)}", "C", "match"),
+        (r"\text{(C)}", "3", "mismatch"),
+        ("(A, B)", "A", "mismatch"),  # a pair is no option
+    ],
+)
+def test_a_boxed_option_is_its_letter_or_its_value(reference: str, answer: str, reason: str) -> None:
+    text = f"\\boxed{{{answer}}}"
+    assert grade(text, reference).reason == reason
+    with Grader() as grader:
+        assert [verdict.reason for verdict in grader.grade_many([("a", text, reference, "math")] * 2)] == [reason] * 2

@@ -27,9 +27,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from tt_reasoning.code_checks import check_program, extract_code
-from tt_reasoning.grading.extract import MAX_TEXT, Fallback, extract_answer, read_letter
+from tt_reasoning.grading.extract import MAX_TEXT, Fallback, extract_answer, read_letter, read_option
 from tt_reasoning.grading.pool import WorkerPool
-from tt_reasoning.grading.values import MAX_ANSWER, compare_fast, compare_numbers, normalize, strip
+from tt_reasoning.grading.values import MAX_ANSWER, compare_fast, compare_numbers, normalize, plain, strip
 from tt_reasoning.sandbox import Limits
 from tt_reasoning.types import Kind, Reason, Verdict
 
@@ -137,7 +137,7 @@ class Grader:
             return self._check(extract_code(text), reference, answer_id=answer_id)
         extracted, reason = self._judge_fast(text, reference, kind)
         if reason is None:
-            reason = self.pool.compare(strip(extracted), strip(reference))
+            reason = self.pool.compare(strip(extracted), _value(reference))
         return _verdict(answer_id, extracted, reason)
 
     def grade_many(self, items: Iterable[tuple[str, str, str, Kind]]) -> list[Verdict]:
@@ -156,7 +156,7 @@ class Grader:
                     task = self._check, extracted, reference, stop
                 else:
                     extracted, reason = self._judge_fast(text, reference, kind)
-                    task = (self.pool.compare, strip(extracted), strip(reference)) if reason is None else None
+                    task = (self.pool.compare, strip(extracted), _value(reference)) if reason is None else None
                 if task is not None:
                     if task not in begun:
                         begun[task] = threads.submit(*task)
@@ -193,7 +193,20 @@ class Grader:
             return extracted, "match" if extracted == gold else "mismatch"
         if kind == "numeric":
             return extracted, compare_numbers(extracted, gold, **options)
-        return extracted, compare_fast(extracted, gold, **options)
+        option = read_option(gold)
+        if option is None:
+            return extracted, compare_fast(extracted, gold, **options)
+        stated = read_option(extracted)
+        letter = stated.letter if stated else plain(extracted)
+        if stated or letter == option.letter or not option.value:
+            return extracted, "match" if letter == option.letter else "mismatch"
+        return extracted, compare_fast(extracted, option.value, **options)
+
+
+def _value(reference: str) -> str:
+    """What an answer is held against by mathematics: of an option its value."""
+    option = read_option(reference)
+    return strip(option.value if option else reference)
 
 
 @functools.cache

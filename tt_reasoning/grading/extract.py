@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tt_reasoning.grading.values import ANY_NUMBER, MAX_ANSWER, plain, read_number, strip
 from tt_reasoning.types import Kind
@@ -49,6 +49,7 @@ _SECOND_LETTER = re.compile(
     r"[.)]*\s*(?:[,/&]|\band\b|\bor\b)+\s*(?:and\s|or\s)?\s*(?:\([A-Za-z]\)|[A-Z](?=$|[\s.,:)]))"
 )
 _LETTER_ALONE = re.compile(r"(?:(?:option|choice)\s+)?(?:\([A-Za-z]\)|[A-Za-z][.):]?)", re.IGNORECASE)
+_LETTER_WITH_VALUE = re.compile(r"\(([A-E])\)[\s:.,]*(.*)", re.DOTALL)
 _OPTION = re.compile(r"(?:\([A-Za-z]\)|[A-Za-z][.):])(?!\s*(?:is|are|was|and|or|can|could|would|may|might|does)\b)")
 
 
@@ -117,6 +118,25 @@ def read_letter(text: str) -> str | None:
     if not match or _SECOND_LETTER.match(text, match.end()):
         return None
     return match[match.lastindex].upper()
+
+
+class Option(NamedTuple):
+    """An option of a question: its letter, and its value where that is given too."""
+
+    letter: str
+    value: str
+
+
+def read_option(answer: str) -> Option | None:
+    """The option that an answer names by its letter in parentheses; None of any other answer.
+
+    Solutions of AMC and AIME problems box letter and value together.
+
+    >>> read_option("\\\\textbf{(B)}\\\\ 11"), read_option("\\\\text{(C)}"), read_option("(3, 4)"), read_option("B")
+    (Option(letter='B', value='11'), Option(letter='C', value=''), None, None)
+    """
+    match = _LETTER_WITH_VALUE.fullmatch(plain(answer[:MAX_ANSWER]))
+    return Option(match[1], match[2]) if match else None
 
 
 def _readable(text: str) -> str:

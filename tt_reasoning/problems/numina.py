@@ -26,7 +26,7 @@ def numina_problem(row: dict[str, Any], split: str) -> Problem | None:
     ('18', 'amc_aime')
 
     None for a solution without a box that closes; of several boxes the last counts, of nested ones the innermost. An
-    option with its value in one box (``\textbf{(B) } 11``) stays as it is: neither "B" nor "11" matches it.
+    option with its value in one box (``\textbf{(B) } 11``) stays as it is: for the grader "B" and "11" are right.
 
     >>> numina_problem(row | {"solution": "Hence the claim follows."}, "train")
     """
