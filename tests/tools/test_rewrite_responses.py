@@ -307,3 +307,9 @@ def test_answers_that_are_checked_later_add_to_the_pairs_and_nothing_is_asked_tw
     assert [after[name] == before[name] for name in REPLIES[:2]] == [True, True]
     (tmp_path / "answers" / "verdicts.json").write_text(json.dumps({"arguments": {"fallback": "last_number"}}))
     assert "grading was {}, now {'fallback': 'last_number'}" in mistake(rewrite(tmp_path, "--silc"))
+
+
+def test_the_help_names_every_file_that_is_written(tmp_path: Path) -> None:
+    done = rewrite(tmp_path, "--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in MADE) and "--SILC" in done.stdout
