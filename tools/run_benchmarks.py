@@ -140,13 +140,13 @@ def _describe(benchmark: Benchmark, found: Measurement) -> str:
     low, high = found.interval
     line = (
         f"{benchmark.name}: {100 * found.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {found.problems} "
-        f"problems ({benchmark.dataset}, {benchmark.split}), {found.num_samples} answers each"
+        f"problems ({benchmark.dataset}, {benchmark.split}), {found.num_samples} answer{'s' if found.num_samples > 1 else ''} each"
     )
     if found.num_samples > 1:
         k = str(found.num_samples)
         line += f", pass@{k} {100 * found.pass_at[k][0]:.1f} %, majority {100 * found.majority_at[k][0]:.1f} %"
     if found.cut:
-        line += f"; {found.cut} answers were cut at the token limit"
+        line += f"; cut at the token limit: {found.cut}"
     if found.left_out:
         told = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
         line += f"; problems left out: {told}"
