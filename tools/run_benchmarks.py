@@ -138,9 +138,10 @@ def _show(bar: tqdm, total: int, counts: Counts) -> None:
 def _describe(benchmark: Benchmark, found: Measurement) -> str:
     """One line: the accuracy, what it is of, and what should make one doubt it."""
     low, high = found.interval
+    answers = "1 answer" if found.num_samples == 1 else f"{found.num_samples} answers"
     line = (
         f"{benchmark.name}: {100 * found.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {found.problems} "
-        f"problems ({benchmark.dataset}, {benchmark.split}), {found.num_samples} answer{'s' if found.num_samples > 1 else ''} each"
+        f"problems ({benchmark.dataset}, {benchmark.split}), {answers} each"
     )
     if found.num_samples > 1:
         k = str(found.num_samples)
