@@ -58,6 +58,7 @@ class World:
     bystander: subprocess.Popen
     words: dict[str, object]
     before: dict[str, bytes] = field(default_factory=dict)
+    children: list[psutil.Process] = field(default_factory=list)
     name: str = ""
 
     def arm(self, program: str) -> str:
@@ -80,7 +81,7 @@ class World:
             with pytest.raises(BlockingIOError):
                 listener.accept() if listener.type == socket.SOCK_STREAM else listener.recv(10)
         assert processes_named(self.name) == []
-        assert psutil.Process().children() == [psutil.Process(self.bystander.pid)]  # no zombie either
+        assert psutil.Process().children() == self.children  # no zombie either
 
 
 def processes_named(name: str) -> list[int]:
@@ -126,7 +127,7 @@ def whole_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def world(whole_world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    whole_world.before = whole_world.contents()
+    whole_world.before, whole_world.children = whole_world.contents(), psutil.Process().children()
     yield whole_world
     whole_world.assert_unharmed()
 
@@ -344,6 +345,11 @@ def test_large_inputs_and_outputs_come_through() -> None:
     line = b"0123456789" * 100 + b"\n"
     (run,) = run_tests("import sys\nsys.stdout.write(sys.stdin.read())", [line * 10_000], limits=Limits())
     assert run.output == line * 10_000
+
+
+def test_what_the_tests_take_is_not_the_programs_memory() -> None:
+    runs = list(run_tests("print(len(input()))", [b"x" * (30 << 20)] * 3, limits=Limits(memory_mb=128)))
+    assert [run.output for run in runs] == [b"31457280\n"] * 3, runs[-1].complaint
 
 
 def test_output_above_its_limit_is_a_failure() -> None:

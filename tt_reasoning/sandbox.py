@@ -166,7 +166,8 @@ class _Process:
         self._way, self._limits, self._stop = way, limits, stop
         self._received = bytearray()
         self._inside: int | None = None  # a handle of the first process in the sandbox
-        self._first = 0  # the number of the first process of all that the program can start
+        self._first = 0  # the number of the process that runs the tests, and what it holds before the first
+        self._base = 0
         self._ended = False
         with contextlib.ExitStack() as held:
             self._told, told = os.pipe()
@@ -207,6 +208,7 @@ class _Process:
             self._first = self._process.pid
         else:
             self._find_inside()
+        self._base = _resident_bytes(self._first) if self._first else 0
 
     def read_run(self) -> Run:
         """The next test. A sandbox that says nothing more was ended by the program in it."""
@@ -233,7 +235,7 @@ class _Process:
                 self._kill()
                 return "late"
             if not self._poll.poll(1000 * min(left_s, _TICK_S)):
-                if self._first and _resident_bytes(self._first) > self._limits.memory_mb * _MB * 1.25:
+                if self._first and _resident_bytes(self._first, self._base) > self._limits.memory_mb * _MB * 1.25:
                     self._kill()
                     return "more memory than its processes may have together"
                 continue
@@ -554,13 +556,14 @@ def _parent_of(process: int) -> int | None:
         return None
 
 
-def _resident_bytes(process: int) -> int:
-    """Memory of a process and all that descend from it."""
+def _resident_bytes(process: int, base: int = 0) -> int:
+    """Memory of a process and all that descend from it, less the ``base`` that each of them shares with it."""
     total, waiting = 0, [process]
     while waiting:
         current = waiting.pop()
         with contextlib.suppress(OSError, ValueError, IndexError):
-            total += int(Path(f"/proc/{current}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            resident = int(Path(f"/proc/{current}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            total += max(0, resident - base)
             for task in os.listdir(f"/proc/{current}/task"):
                 waiting += map(int, Path(f"/proc/{current}/task/{task}/children").read_text().split())
     return total
