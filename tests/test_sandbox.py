@@ -253,6 +253,45 @@ def test_when_the_checker_is_killed_the_program_is_too(world: World) -> None:
     until(lambda: processes_named(world.name) == [])
 
 
+STARTS_MANY = """
+import sys, threading
+sys.path.insert(0, {root!r})
+from tt_reasoning import sandbox
+sandbox.check_isolation()
+python = sandbox._python()
+sandbox._python = lambda: [*python, "-X", "{mark}"]
+
+def check():
+    while True:
+        list(sandbox.run_tests("print(1)", [b""] * 2))
+
+for _ in range(2):
+    threading.Thread(target=check).start()
+print("started", flush=True)
+"""
+
+
+def test_killed_while_sandboxes_start_it_leaves_none_behind() -> None:
+    mark = f"tt{uuid.uuid4().hex}"
+    for number in range(12):
+        script = STARTS_MANY.format(root=str(ROOT), mark=mark)
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as checker:
+            assert checker.stdout.readline() == "started\n"
+            until(lambda: processes_with(mark) != [])
+            time.sleep(0.007 * number)
+            checker.kill()
+    until(lambda: processes_with(mark) == [])
+
+
+def processes_with(word: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_text(errors="replace").split("\0")
+            found += [path.parts[2]] if word in arguments else []
+    return found
+
+
 def until(condition: object, limit_s: float = 30) -> None:
     end = time.monotonic() + limit_s
     while not condition():

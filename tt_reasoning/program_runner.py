@@ -14,10 +14,12 @@ from __future__ import annotations
 import _sitebuiltins
 import builtins
 import marshal
+import math
 import os
 import resource
 import select
 import sys
+import time
 import types
 
 TYPE_CHECKING = False  # as typing has it, and takes too long to import
@@ -74,6 +76,8 @@ def serve() -> Callable[[], None]:
     job = marshal.loads(data)
     job["size"] = len(data)
     del data
+    # Whatever becomes of the checker, this process ends: it sees that nobody reads (``_wait``) or has used up its time.
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(job["total_s"]) + 10,) * 2)
     os.closerange(3, 1 << 20)  # whatever was left open on the way here
     channel = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -94,6 +98,7 @@ def serve() -> Callable[[], None]:
     except Exception:  # of whatever kind: each test's process meets it again, and ends by it
         code = None
     names = find_prelude(code) if code and job["function"] is not None else {}
+    deadline = time.monotonic() + job["total_s"]
     for test in job["tests"]:
         files = [_temporary_file(job["folder"]) for _ in range(3)]
         if job["function"] is None:
@@ -104,7 +109,7 @@ def serve() -> Callable[[], None]:
             for descriptor in (channel, nothing):
                 os.close(descriptor)
             return lambda files=files, test=test: _run_test(job, code, names, test, *files)
-        outcome = _wait(process, job["timeout_s"])
+        outcome = _wait(process, min(job["timeout_s"], deadline - time.monotonic()), channel)
         _kill_rest()
         output = _read_end(files[1], 0)
         complaint = _read_end(files[2], COMPLAINT_BYTES)
@@ -211,17 +216,24 @@ def _encode_key(key: object) -> str:
 # --- processes and files ---------------------------------------------------------------------------------
 
 
-def _wait(process: int, timeout_s: float) -> int:
-    """How a test's process ends; killed when it is late."""
+def _wait(process: int, timeout_s: float, channel: int) -> int:
+    """How a test's process ends; killed when it is late. Ends all if nobody is there any more to read of it."""
     handle = os.pidfd_open(process)
     poll = select.poll()
     poll.register(handle, select.POLLIN)
-    ended = poll.poll(timeout_s * 1000)
+    poll.register(channel, 0)  # an error, which needs no asking, is that its reader is gone
+    ready = dict(poll.poll(max(0, timeout_s) * 1000))
     os.close(handle)
-    if not ended:
+    if channel in ready:
+        if os.getpid() != 1:
+            os.killpg(0, 9)
+        os._exit(1)  # as the first process of its namespace, the last one too
+    if handle not in ready:
         os.kill(process, 9)
     status = os.waitpid(process, 0)[1]
-    if not ended or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == 24):  # SIGXCPU: its seconds are used up
+    if handle not in ready or (
+        os.WIFSIGNALED(status) and os.WTERMSIG(status) == 24
+    ):  # SIGXCPU: its seconds are used up
         return TIMEOUT
     return PASSED if status == 0 else FAILED
 

@@ -136,7 +136,8 @@ def _run_tests(
         user = way.next_user() if way else None
         job = {
             "code": code, "function": function, "tests": list(tests), "folder": folder, "isolated": isolated,
-            "user": user, "timeout_s": limits.test_timeout_s, "limits": _list_limits(limits, isolated),
+            "user": user, "timeout_s": limits.test_timeout_s, "total_s": limits.total_timeout_s,
+            "limits": _list_limits(limits, isolated),
             "packages": [inside for _, inside in _find_packages()] if isolated else [_site_packages()],
         }  # fmt: skip
         try:
@@ -170,17 +171,17 @@ class _Process:
         self._base = 0
         self._ended = False
         with contextlib.ExitStack() as held:
-            self._told, told = os.pipe()
-            held.callback(os.close, told)
             stdin = held.enter_context(_memory_file(marshal.dumps(job)))
             with contextlib.ExitStack() as kept:
-                kept.callback(os.close, self._told)
+                # No pipe: one that nobody reads would end bubblewrap, and leave what waits for it.
+                self._told = kept.enter_context(_memory_file(b""))
                 self._stderr = kept.enter_context(_memory_file(b""))
                 if way is None:
                     command, descriptors = [*_python(), program_runner.__file__], ()
                 else:
                     rules = held.enter_context(_memory_file(_system_call_filter()))
-                    command, descriptors = way.command(limits, job, told, rules), (told, rules, *way.descriptors)
+                    command = way.command(limits, job, self._told, rules)
+                    descriptors = (self._told, rules, *way.descriptors)
                 self._process = subprocess.Popen(
                     command, stdin=stdin, stdout=subprocess.PIPE, stderr=self._stderr, pass_fds=descriptors,
                     env={} if way else _ENVIRONMENT | {"HOME": job["folder"]}, start_new_session=True, bufsize=0,
@@ -250,7 +251,7 @@ class _Process:
     def _find_inside(self) -> None:
         """A handle of the first process inside: with it the kernel ends all others, before bubblewrap itself ends."""
         try:
-            inside = json.loads(os.read(self._told, 4096))["child-pid"]
+            inside = json.loads(os.pread(self._told, 4096, 0))["child-pid"]
         except (ValueError, KeyError):
             raise SandboxError("bubblewrap does not say what it started") from None
         with contextlib.suppress(ProcessLookupError):
@@ -298,7 +299,11 @@ class _Way:
         return None if self.namespace is None else next(self.users)
 
     def command(self, limits: Limits, job: Mapping[str, Any], told: int, rules: int) -> list[str]:
-        """bubblewrap with what it shows of the system, up to the Python that runs programs."""
+        """bubblewrap with what it shows of the system, up to the Python that runs programs.
+
+        Not with --die-with-parent: killed while it starts, bubblewrap leaves a process that waits for it for ever. What
+        runs the programs ends when nobody reads from it, and takes all with it.
+        """
         if self.namespace is None:
             user = ["--unshare-user", "--uid", "1000", "--gid", "1000"]
         else:
@@ -312,7 +317,7 @@ class _Way:
             binds += ["--ro-bind", outside, f"{inside}/{Path(outside).name}"]
         return [
             self.bwrap, *user, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-            "--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1",
+            "--unshare-cgroup-try", "--hostname", "sandbox", "--new-session", "--as-pid-1",
             "--clearenv", *(word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)),
             *_open_folders(), *binds, *_link_system(), "--ro-bind", program_runner.__file__, "/run.py",
             "--proc", "/proc", "--dev", "/dev", *shared, "--remount-ro", "/dev", *temporary, "--remount-ro", "/",
@@ -367,7 +372,9 @@ def _find_fault() -> str | None:
 
 
 # Prints what it can do and should not.
-_PROBE = f"KNOWN = {sorted([*_ENVIRONMENT, 'PWD'])}" + """
+_PROBE = (
+    f"KNOWN = {sorted([*_ENVIRONMENT, 'PWD'])}"
+    + """
 import ctypes, os, socket, time
 
 def succeeds(action):
@@ -409,6 +416,7 @@ if number == 0:
     found.append("a program can start no process")
 print(*found, sep="\\n", end="\\n" * bool(found))
 """
+)
 
 
 @functools.cache
