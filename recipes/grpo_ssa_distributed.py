@@ -439,7 +439,9 @@ def summarize(run: Run, groups: list[Group], drawn: list[Group], losses: dict[st
     rewards = torch.cat([group.rewards_G for group in drawn])
     judged = rewards[~rewards.isnan()]
     completions = [completion for group in drawn for completion in group.completions]
-    parts = sum((Counter(part) for group in drawn for part in group.parts), Counter())
+    parts: Counter[str] = Counter()
+    for part in (part for group in drawn for part in group.parts):
+        parts.update(part)  # unlike +, it keeps a penalty
     per_judged = {
         "reward": judged.sum().item(),
         "success": sum(v.correct is True for group in drawn for v in group.verdicts),

@@ -22,6 +22,7 @@ from typing import Any, TypedDict
 from tt_reasoning.errors import UserError, unknown_name
 from tt_reasoning.store import MANIFEST, read_manifest
 from tt_reasoning.types import Kind
+from tt_reasoning.working_out import BEGIN_REASONING, BEGIN_SOLUTION, END_REASONING, END_SOLUTION
 
 
 class Message(TypedDict):
@@ -294,6 +295,12 @@ _SCORE_PART = """{question}
 Is the last final answer that the part proposes the same as the correct one? Another way to write the same value is \
 the same. A part that proposes no final answer is not. Reply with one word, True or False."""
 
+# The GSM8K study's form (tt_reasoning/working_out.py): it is taught by SFT, then rewarded.
+_WORKING_OUT = f"""\
+You solve word problems. First work the problem out step by step, with every calculation written down, between \
+{BEGIN_REASONING} and {END_REASONING}. Then write the final answer between {BEGIN_SOLUTION} and {END_SOLUTION}: one \
+number, without a unit and without words. Write nothing before, between or after these two parts."""
+
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
@@ -337,6 +344,10 @@ PROMPTS: dict[str, Prompt] = {
             user=_USC + "Select the most consistent of them: one with the final answer that most of them give."
             + _USC_END,
         ),
+        # Without a stop string: many servers take it out of the text, and to end there is part of the form.
+        Prompt(name="working_out", user="{question}", system=_WORKING_OUT),
+        # The same for a model without a chat template, such as Llama-3.2-1B.
+        Prompt(name="working_out_plain", user=f"{_WORKING_OUT}\n\nProblem: {{question}}\n\n", chat=False),
         # For the model that shortens answers: which lines propose an answer, and is it the right one.
         Prompt(name="mark_answers", user=_MARK_ANSWERS),
         Prompt(name="score_part", user=_SCORE_PART),

@@ -7,8 +7,19 @@ every completion that the grader could judge; it returns the parts that were ear
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
+from tt_reasoning.grading import extract_answer
+from tt_reasoning.grading.values import ANY_NUMBER, read
 from tt_reasoning.types import Verdict
+from tt_reasoning.working_out import (
+    BEGIN_SOLUTION,
+    END_SOLUTION,
+    TAGS,
+    count_tags,
+    has_form,
+    read_solution,
+)
 
 
 class SSAReward:
@@ -79,6 +90,104 @@ class CorrectnessReward:
     def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
         """``{"correct": ...}`` for a right answer, no part for another."""
         return {"correct": self.correct} if verdict.correct else {}
+
+
+class WorkingOutReward:
+    """The reward of the GSM8K study, for completions in the form of ``working_out``: five parts, each with its weight.
+
+    | part | earned by | default |
+    |---|---|---|
+    | ``format_exact`` | the whole form, nothing around it | 3 |
+    | ``format_approximate`` | a quarter of it for each of the four tags that is there once | 2 |
+    | ``answer_exact`` | a ``<SOLUTION>`` that the grader finds equal to the reference | 3 |
+    | ``answer_near`` | a number there within 10 % of the reference; half of it within 20 % | 1 |
+    | ``number`` | the number of the free text is the reference's (below) | 1.5 |
+    | ``answer_wrong`` | a ``<SOLUTION>`` that is neither equal nor near | -1 |
+
+    The number of the free text is the first behind the last ``<SOLUTION>``, closed or not, with words around it or
+    not; without that tag the one that the grader marks out, else the last of the text. So a right result counts
+    before the form is learned.
+
+    These are of the reference's order of magnitude: there the form earns 3, each tag 0.5, an equal answer 3, a near
+    one 0.5 or 0.25, a wrong one -1, a number 1.5. The reference also takes 0.5 for every tag that is missing or there
+    twice; here that is 0, since what is taken from all alike changes no advantage. Without the penalty for a wrong
+    answer a guess would cost nothing. A weight of 0 takes a part out.
+
+    Example:
+        >>> reward = WorkingOutReward()
+        >>> right = Verdict(answer_id="", extracted="42", correct=True, reason="match")
+        >>> text = "<start_working_out>6 * 7 = 42<end_working_out><SOLUTION>42</SOLUTION>"
+        >>> reward(text, "42", right)
+        {'format_exact': 3.0, 'format_approximate': 2.0, 'answer_exact': 3.0, 'number': 1.5}
+        >>> wrong = Verdict(answer_id="", extracted="45", correct=False, reason="mismatch")
+        >>> reward("6 * 7 = 45, so <SOLUTION>45</SOLUTION>", "42", wrong)
+        {'format_approximate': 1.0, 'answer_near': 1.0}
+        >>> reward("It is 42", "42", Verdict(answer_id="", extracted=None, correct=False, reason="no_answer"))
+        {'number': 1.5}
+    """
+
+    def __init__(
+        self,
+        format_exact: float = 3.0,
+        format_approximate: float = 2.0,
+        answer_exact: float = 3.0,
+        answer_near: float = 1.0,
+        number: float = 1.5,
+        answer_wrong: float = -1.0,
+    ) -> None:
+        self.format_exact, self.format_approximate = format_exact, format_approximate
+        self.answer_exact, self.answer_near, self.number = answer_exact, answer_near, number
+        self.answer_wrong = answer_wrong
+
+    def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
+        """The earned parts by name.
+
+        Args:
+            text: prefill and completion.
+            verdict: the grader's word on the completion's final answer.
+        """
+        nearness = 0.0
+        gold, solution = read(reference).number, read_solution(text)
+        stated = extract_answer(f"{BEGIN_SOLUTION}{solution}{END_SOLUTION}") if solution else None
+        # The verdict may be on another answer, in an <answer> tag: that is none in this form.
+        equal = bool(verdict.correct) and stated is not None and stated == verdict.extracted
+        if stated is not None and not equal:
+            nearness = _nearness(read(stated).number, gold)
+        parts = {
+            "format_exact": self.format_exact * has_form(text),
+            "format_approximate": self.format_approximate * count_tags(text) / len(TAGS),
+            "answer_exact": self.answer_exact * equal,
+            "answer_near": self.answer_near * nearness,
+            "number": self.number * (gold is not None and _free_number(text) == gold),
+            "answer_wrong": self.answer_wrong * (solution is not None and not equal and not nearness),
+        }
+        return {name: value for name, value in parts.items() if value}
+
+
+def _nearness(value: Fraction | None, gold: Fraction | None) -> float:
+    """1 within 10 % of the gold answer, 0.5 within 20 %, else 0; by ratio, so nothing is near 0.
+
+    >>> [_nearness(Fraction(value), Fraction(50)) for value in (45, 55, 40, 60, 39, 61, -50)]
+    [1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0]
+    """
+    if value is None or not gold:
+        return 0.0
+    distance = abs(value / gold - 1)
+    return 1.0 if distance <= Fraction(1, 10) else 0.5 if distance <= Fraction(1, 5) else 0.0
+
+
+def _free_number(text: str) -> Fraction | None:
+    """The first number behind the last ``<SOLUTION>``; without that tag a marked one, else the last of the text.
+
+    >>> _free_number("so 7 it is: <SOLUTION> about $1,200, I"), _free_number("7 + 5 = 12 apples."), _free_number("no")
+    (Fraction(1200, 1), Fraction(12, 1), None)
+    """
+    _, tag, behind = text.rpartition(BEGIN_SOLUTION)
+    if tag:
+        found = ANY_NUMBER.search(behind)
+        return read(found[0]).number if found else None
+    last = extract_answer(text, "numeric")
+    return read(last).number if last else None
 
 
 def _holds(text: str, reference: str) -> bool:

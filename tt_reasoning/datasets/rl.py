@@ -12,7 +12,8 @@ from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.problems import load_problems
 from tt_reasoning.prompts import Prompt, get_prompt
-from tt_reasoning.types import Kind
+from tt_reasoning.types import Kind, Problem
+from tt_reasoning.worked_problems import draw_slice, read_worked
 
 Row = tuple[str, str, str, Kind]  # problem id, question, reference, kind
 
@@ -92,15 +93,37 @@ def problem_dataset(
     limit: int | None = None,
     prompt: str = "answer",
     max_prompt_tokens: int = 2048,
+    num_samples: int | None = None,
+    held_back: int = 0,
+    from_end: bool = False,
+    seed: int = 0,
+    worked_only: bool = False,
 ) -> RLDataset:
     """Plain problems: GRPO on single answers instead of answer sets.
 
     Args:
         source: a name of ``tt_reasoning.problems.SOURCES``, such as ``gsm8k``.
         data_files: a local file in place of the Hub.
+        limit: only the first so many of the file are there to be drawn from.
+        num_samples: as many of the order that ``seed`` draws, as ``working_out_dataset`` draws them; with
+            ``held_back`` and ``from_end`` as there. Without any of the three the file's order is kept.
+        worked_only: only problems with a worked solution of the benchmark's own, those that SFT can learn.
+
+    Raises:
+        UserError: no such benchmark or file, a size above the data, or nothing to train on.
     """
-    rows = (
-        (p.id, p.question, p.reference, p.kind)
-        for p in load_problems(source, split, data_files=data_files, limit=limit)
-    )
+    problems: list[Problem]
+    if worked_only and limit is not None:
+        raise UserError(f"dataset.limit={limit} with dataset.worked_only: give dataset.num_samples in its place")
+    if worked_only:
+        problems = [one.problem for one in read_worked(source, split, data_files=data_files)]
+    else:
+        problems = load_problems(source, split, data_files=data_files, limit=limit)
+    if num_samples is not None or held_back or from_end:
+        place = f"the problems of {source} ({split})"
+        problems = draw_slice(
+            problems, lambda problem: problem.id, place,
+            num_samples=num_samples, held_back=held_back, from_end=from_end, seed=seed,
+        )  # fmt: skip
+    rows = ((problem.id, problem.question, problem.reference, problem.kind) for problem in problems)
     return RLDataset(rows, tokenizer, get_prompt(prompt), max_prompt_tokens, f"dataset.source={source}")

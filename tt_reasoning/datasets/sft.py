@@ -1,4 +1,4 @@
-"""Prompts with the response to learn, for torchtune's stock ``full_finetune`` recipes."""
+"""Prompts with the response to learn, for torchtune's stock ``full_finetune`` and ``lora_finetune`` recipes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from tt_reasoning.errors import UserError
 from tt_reasoning.models.tokenizer import ChatTokenizer
 from tt_reasoning.prompts import Prompt, get_prompt
+from tt_reasoning.worked_problems import draw_slice, read_traces, read_worked, replace_solutions
+from tt_reasoning.working_out import write_response
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,56 @@ def sft_dataset(
             if row and row.get("is_correct", True):
                 rows.append((row[question_column], row[response_column]))
     return SFTDataset(rows, tokenizer, get_prompt(prompt), str(file))
+
+
+def working_out_dataset(
+    tokenizer: ChatTokenizer,
+    source: str | None,
+    split: str = "train",
+    data_files: str | None = None,
+    num_samples: int | None = None,
+    held_back: int = 0,
+    from_end: bool = False,
+    seed: int = 0,
+    traces_file: str | None = None,
+    prompt: str = "working_out",
+) -> SFTDataset:
+    """A benchmark's problems with their worked solutions in the form of ``working_out``: the study's SFT stages.
+
+    One order of the problems is drawn by ``seed`` (``worked_problems.draw_slice``), so slices are nested, and
+    ``problem_dataset`` with the same arguments and ``worked_only`` has the same problems for GRPO.
+
+    Args:
+        source: a benchmark that has worked solutions: ``gsm8k``, ``asdiv`` or ``mawps``; null trains on ``traces_file``
+            as it is.
+        data_files: a local file in place of the Hub.
+        num_samples: the first so many of the order; null is all.
+        held_back: so many at the order's end are another stage's (the prep stage's).
+        from_end: the last ``num_samples`` instead of the first (the prep stage).
+        traces_file: solutions that a model wrote for these problems, instead of the benchmark's own.
+        prompt: a name of ``tt_reasoning.prompts``; the same as in the GRPO stage that follows.
+
+    Raises:
+        UserError: no such benchmark or file, a size above the data, a malformed row (file and line named), or a
+            problem that has no trace.
+
+    A row of ``traces_file``: ``{"question": "...", "answer": "<reasoning>\n\n#### 42"}``; what is learned of it:
+    ``<start_working_out>\n<reasoning>\n<end_working_out>\n<SOLUTION>42</SOLUTION>``
+
+    Example (YAML):
+        ``dataset: {_component_: tt_reasoning.datasets.working_out_dataset, source: gsm8k, num_samples: 512}``
+    """
+    if source is None and traces_file is None:
+        raise UserError("dataset.source is null and there is no dataset.traces_file; give one of them")
+    size = {"num_samples": num_samples, "held_back": held_back, "from_end": from_end, "seed": seed}
+    traces = read_traces(traces_file) if traces_file is not None else []
+    worked = read_worked(source, split, data_files=data_files) if source is not None else traces
+    place = f"the problems of {source} ({split})" if source is not None else f"the rows of {traces_file}"
+    chosen = draw_slice(worked, lambda one: one.problem.id, place, **size)
+    if source is not None and traces_file is not None:
+        chosen = replace_solutions(chosen, traces, traces_file)
+    rows = [(one.problem.question, write_response(one.reasoning, one.answer)) for one in chosen]
+    return SFTDataset(rows, tokenizer, get_prompt(prompt), traces_file or f"dataset.source={source}")
 
 
 def _parse_row(file: Path, number: int, line: str, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from tt_reasoning.grading.values import ANY_NUMBER, MAX_ANSWER, plain, read_number, strip
 from tt_reasoning.types import Kind
+from tt_reasoning.working_out import read_solution
 
 Fallback = Literal["none", "last_number"]
 
@@ -59,7 +60,8 @@ def extract_answer(text: str, kind: Kind = "math", *, fallback: Fallback = "none
     The most explicit form that is present decides, whatever stands after it; of several markers of that
     form the last one that is complete and not empty:
 
-    1. ``<answer>x</answer>``; a box, ``####`` or phrase inside it is unwrapped.
+    1. ``<answer>x</answer>``, else ``<SOLUTION>x</SOLUTION>`` in capitals; a box, ``####`` or phrase inside it is
+       unwrapped.
     2. ``\\boxed{x}``, ``\\fbox{x}``; of nested boxes the innermost.
     3. ``#### x``, ``The answer is: x`` (any case; the final, best, correct answer), a line that begins with
        ``Answer:``, and what stands below a heading ``# Answer``; up to the end of the sentence, but never inside a
@@ -164,7 +166,10 @@ def _extract_letter(text: str) -> str | None:
 
 
 def _last_tag(text: str) -> str | None:
-    """What the last complete ``<answer>`` tag holds."""
+    """What the last complete ``<answer>`` tag holds; without one, the last ``<SOLUTION>``.
+
+    (Models write ``<solution>`` around a whole solution, so that is no marker of the answer.)
+    """
     start = last = None
     for match in _TAG.finditer(text):
         if not match[1]:
@@ -173,7 +178,7 @@ def _last_tag(text: str) -> str | None:
             content = text[start : match.start()]
             last = content if content.strip() else last
             start = None
-    return last
+    return read_solution(text) if last is None else last
 
 
 def _last_marked(text: str) -> str | None:

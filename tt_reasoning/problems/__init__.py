@@ -29,7 +29,13 @@ from tt_reasoning.problems.gsm8k import gsm8k_problem, gsm8k_solution
 from tt_reasoning.problems.math import math500_problem, math_problem
 from tt_reasoning.problems.numina import numina_problem
 from tt_reasoning.problems.quickstart import DATA, quickstart_problem
-from tt_reasoning.problems.word_problems import asdiv_problem, asdiv_solution, mawps_problem, svamp_problem
+from tt_reasoning.problems.word_problems import (
+    asdiv_problem,
+    asdiv_solution,
+    mawps_problem,
+    mawps_solution,
+    svamp_problem,
+)
 from tt_reasoning.types import Kind, Problem
 
 Row = dict[str, Any]
@@ -113,6 +119,7 @@ SOURCES: dict[str, Source] = {
             config="default",
             splits=("train", "validation", "test"),
             to_problem=mawps_problem,
+            to_solution=mawps_solution,
         ),
         Source(
             name="aime24",

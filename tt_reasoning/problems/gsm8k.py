@@ -10,6 +10,7 @@ from tt_reasoning.types import Problem
 
 _CALCULATION = re.compile(r"<<[^<>\n]*>>")  # the authors' mark that asks their calculator
 
+
 def gsm8k_problem(row: dict[str, Any], split: str) -> Problem:
     """The gold answer stands behind ``####`` at the end of the worked solution, with thousands separators.
 
@@ -42,5 +43,14 @@ def gsm8k_solution(row: dict[str, Any]) -> str:
     The answer is: 3
     """
     worked, _, gold = text_field(row, "answer").rpartition("####")
-    lines = [" ".join(line.split()) for line in _CALCULATION.sub("", worked).splitlines()]
+    lines = [" ".join(line.split()) for line in drop_calculator_marks(worked).splitlines()]
     return "\n".join([*filter(None, lines), f"The answer is: {number_field({'answer': gold}, 'answer')}"])
+
+
+def drop_calculator_marks(text: str) -> str:
+    """A worked solution without the marks that ask the authors' calculator.
+
+    >>> drop_calculator_marks("White takes 2/2=<<2/2=1>>1 bolt")
+    'White takes 2/2=1 bolt'
+    """
+    return _CALCULATION.sub("", text)

@@ -72,11 +72,15 @@ def asdiv_solution(row: dict[str, Any]) -> str | None:
     """
     problem = asdiv_problem(row, "")
     formula, _, result = (optional_text_field(row, "formula") or "").partition("=")
+    return _solve(formula, problem.reference, result) if problem else None
+
+
+def _solve(formula: str, *golds: str) -> str | None:
+    """The formula worked out, if that ends in every one of the gold answers."""
     lines: list[str] = []
     try:
         value = _work_out(ast.parse(formula.strip(), mode="eval").body, lines)
-        gold = Fraction(problem.reference) if problem else None
-        if not lines or value != gold or value != Fraction(result.strip()):
+        if not lines or any(value != Fraction(gold.strip()) for gold in golds):
             return None
         return "\n".join([*lines, f"The answer is: {_write(value)}"])
     except (SyntaxError, ValueError, ZeroDivisionError):
@@ -143,3 +147,18 @@ def mawps_problem(row: dict[str, Any], split: str) -> Problem:
         question=text_field(row, "question", "input"),
         reference=number_field(row, "result", "target"),
     )
+
+
+def mawps_solution(row: dict[str, Any]) -> str | None:
+    """The Hub's ``expression`` worked out, an operation a line; the last line states the gold answer.
+
+    None where there is none (the files by operation have none), or one that does not end in the gold answer.
+
+    >>> row = {"question": "Ten bags hold 8 rolls each; 4 bags are sold. How many rolls are left?", "result": "48"}
+    >>> print(mawps_solution(row | {"expression": "((10.0-4.0)*8.0)"}))
+    10 - 4 = 6
+    6 * 8 = 48
+    The answer is: 48
+    >>> mawps_solution(row)
+    """
+    return _solve(optional_text_field(row, "expression") or "", mawps_problem(row, "").reference)
