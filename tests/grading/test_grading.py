@@ -71,6 +71,9 @@ def grader() -> Iterator[Grader]:
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("<answer> 4 </answer>", "4"),
         ("<ANSWER>so \\boxed{4}</ANSWER>", "4"),
+        ("<start_working_out>2 * 2 = 4<end_working_out>\n<SOLUTION>4</SOLUTION>", "4"),
+        ("<SOLUTION> $1,234 </SOLUTION>", "$1,234"),
+        ("<SOLUTION>The answer is 4.</SOLUTION>", "4"),
         ("<answer>#### 4</answer>", "4"),
         ("The correct answer is 4.", "4"),
         ("My final answer is: 4", "4"),
@@ -93,6 +96,10 @@ def test_every_form_of_a_marker_is_read(text: str, answer: str) -> None:
         ("#### Step 2: add\nThe answer is 4", "4"),
         ("The answer is 4\n#### 5", "5"),
         ("<answer>1</answer> no, <answer>2</answer>", "2"),
+        ("<start_working_out>\\boxed{3} or #### 5<end_working_out><SOLUTION>4</SOLUTION> The answer is 6", "4"),
+        ("<SOLUTION>1</SOLUTION> no, <SOLUTION>2</SOLUTION>", "2"),
+        ("<answer>1</answer><SOLUTION>2</SOLUTION>", "1"),
+        ("<solution>She has 2.</solution> #### 4", "4"),  # around a whole solution, as many models write it
         ("\\boxed{1} then \\boxed{2}", "2"),
         ("The answer is 1. Wait. The answer is 2.", "2"),
     ],
@@ -102,8 +109,9 @@ def test_the_most_explicit_form_decides_and_of_that_the_last(text: str, answer: 
 
 
 @pytest.mark.parametrize(
-    "text", ["\\boxed{1} then \\boxed{\\frac{2", "\\boxed{1} then \\boxed{ }", "<answer>1</answer><answer></answer>"]
-)
+    "text", ["\\boxed{1} then \\boxed{\\frac{2", "\\boxed{1} then \\boxed{ }", "<answer>1</answer><answer></answer>",
+             "<SOLUTION>1</SOLUTION><SOLUTION> </SOLUTION>", "<SOLUTION>1</SOLUTION><SOLUTION>2"]
+)  # fmt: skip
 def test_a_cut_or_empty_marker_is_none(text: str) -> None:
     assert extract_answer(text) == "1"
 
