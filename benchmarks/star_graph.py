@@ -18,9 +18,10 @@ the reference has no layers to spare for learning not to look further than one e
 (``--part-hops``) look ahead as well, but later.
 
 How it departs from the paper: a small Llama that reads nodes as tokens, and no marks between them, in place of GPT-2
-and its tokens; fresh graphs in place of 200,000 seen ten times over; the value model starts from the reference, not
-from public weights, and learns from the reference's samples alone, in place of the truth beside wrong samples; a head
-of the first layer looks one token back before anything is learned.
+and its tokens; fresh graphs in place of 200,000 seen ten times over; the reference has no public weights to start from
+and first learns from lines that name any node of the arm; the value model starts from the reference and learns from its
+samples alone, in place of the truth beside wrong samples; a head of the first layer looks one token back before
+anything is learned.
 
     python benchmarks/star_graph.py --out outputs/star_graph --graphs 2,5 3,5 --plot star_graph.png
 """
@@ -75,6 +76,7 @@ T = TypeVar("T")
 _EVERY = 50  # steps that a row of the curve is the mean of
 _SAMPLED = 256  # graphs that are sampled together
 _ROPE_BASE = 10_000.0
+_GOAL = -2  # its place in a prompt
 _LAYERS = 2  # of the reference: one looks back, one follows an edge
 _MUON = 10  # its learning rate, of AdamW's
 _CPU = Process(0, 1, torch.device("cpu"))
@@ -94,15 +96,17 @@ class Arguments:
     """Of its hidden states."""
     heads: int = 4
     """Of its attention layers."""
-    reference_steps: int = 800
-    """Most optimizer steps of the reference."""
+    reference_steps: int = 1200
+    """Optimizer steps of the reference."""
+    waypoint_steps: int = 900
+    """The first of them: on lines that name any node of the arm in place of its last."""
     value_steps: int = 3000
     """Most optimizer steps of the value model."""
     enough: float = 0.999
     """The value model is done before its last step when it tells so many samples right at every node but the source."""
-    batch_size: int = 64
+    batch_size: int = 128
     """Graphs a step."""
-    samples: int = 2
+    samples: int = 1
     """Samples of the reference for each graph that the value model learns from."""
     chunk: int = 4096
     """Graphs whose samples are drawn at a time."""
@@ -353,12 +357,21 @@ Measure = Callable[[TransformerDecoder, int], Measured]
 
 
 def measure_reference(world: World, args: Arguments) -> Measure:
-    """Next-token cross-entropy of paths."""
+    """Next-token cross-entropy of paths, at first of such whose line names any node of the arm.
+
+    A reference that has seen nothing but last nodes learns before all else that a path ends in what is named, and jumps
+    there from any arm. Its paths are wrong all the same, but they all end in the goal, by which a value model would
+    tell them apart. Having met other nodes there it follows edges to the end.
+    """
     rows = Rows(world, 1)
 
     def measure(model: TransformerDecoder, step: int) -> Measured:
         graphs = draw_graphs(world, args.batch_size, args.seed, "reference", step)
         paths_BC = torch.from_numpy(graphs.paths_BAC[:, 0])
+        if step < args.waypoint_steps:
+            draw = np.random.default_rng([args.seed, len(STAGES), step])
+            place_B = draw.integers(1, world.length, args.batch_size)
+            graphs.prompts_BP[:, _GOAL] = graphs.paths_BAC[np.arange(args.batch_size), 0, place_B]
 
         def read(hidden_BTD: Tensor) -> Tensor:
             return model.output(model.norm(hidden_BTD[:, rows.read_R])).float()
