@@ -18,3 +18,11 @@ class RareReward:
 
     def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
         return {"rare": 1.0} if sum(text.encode()) % 5 == 0 else {}
+
+
+class PenaltyReward:
+    """What is taken for every low byte, and what is given for every other one."""
+
+    def __call__(self, text: str, reference: str, verdict: Verdict) -> dict[str, float]:
+        low = sum(ord(c) < 80 for c in text)
+        return {"low": -1.0 * low, "high": 0.5 * (len(text) - low)}

@@ -23,7 +23,13 @@ from tt_reasoning.judges.formats import TagFormat
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-STOCK_RECIPES = {"full_finetune_distributed", "full_finetune_single_device", "lora_dpo_single_device"}
+DATA = Path(__file__).parent / "data"
+STOCK_RECIPES = {
+    "full_finetune_distributed", "full_finetune_single_device", "lora_dpo_single_device", "lora_finetune_single_device"
+}  # fmt: skip
+
+
+STUDY = ("tt_reasoning.datasets.working_out_dataset", "tt_reasoning.datasets.problem_dataset")
 
 
 def header_commands(file: Path) -> list[list[str]]:
@@ -64,6 +70,11 @@ def example_of(file: Path, folder: Path) -> DictConfig:
         (folder / "train_data.json").write_text(json.dumps([{"system": "Think.", "conversations": turns}]))
         cfg.dataset.data_files, cfg.dataset.cache_dir = str(folder / "train_data.json"), str(folder / "cache")
         return cfg
+    if cfg.dataset._component_ in STUDY:
+        cfg.dataset.update(data_files=str(DATA / f"{cfg.dataset.source}.jsonl"), num_samples=1)
+        if "held_back" in cfg.dataset:
+            cfg.dataset.held_back = 1
+        return cfg
     cfg.dataset.source = str(folder)
     if takes_step_format(file):
         cfg.dataset.source = str(write_home(folder, num_problems=1) / "steps")
@@ -80,6 +91,8 @@ def test_the_promised_configs_are_there() -> None:
     promised = {"3B_rl", "1.5B_rl", "0.5B_rl", "3B_sft", "135M_rl_cpu", "135M_generator_sft_cpu", "1.5B_generator_sft"}
     promised |= {"135M_sharegpt_sft_cpu"}
     promised |= {"135M_verifier_cpu", "1.5B_verifier", "135M_qsharp_cpu", "1B_qsharp", "135M_dpo_cpu", "0.5B_dpo"}
+    promised |= {f"{size}_gsm8k_{stage}" for size in ("0.5B", "1B") for stage in ("prep_sft", "full_sft", "grpo")}
+    promised |= {f"135M_asdiv_{stage}_cpu" for stage in ("prep_sft", "full_sft", "grpo")}
     assert promised <= {file.stem for file in CONFIGS}
 
 
@@ -170,3 +183,32 @@ def test_a_missing_key_and_a_missing_component_argument_are_named() -> None:
     del cfg.dataset["source"]
     with pytest.raises(UserError, match="config key dataset.source: missing"):
         check_config(cfg, keys)
+
+
+@pytest.mark.parametrize("study", ["0.5B_gsm8k_{}", "1B_gsm8k_{}", "135M_asdiv_{}_cpu"])
+def test_the_stages_of_a_study_agree_on_their_problems_and_begin_where_the_one_before_ends(
+    study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREP_TRAIN_SAMPLES", "7")
+    monkeypatch.setenv("TRAIN_SAMPLES", "20")
+    monkeypatch.setenv("NUM_GENERATIONS", "3")
+    monkeypatch.setenv("OUTPUT_DIR", "elsewhere")
+    prep, full, grpo = (
+        OmegaConf.load(ROOT / "configs" / f"{study.format(stage)}.yaml") for stage in ("prep_sft", "full_sft", "grpo")
+    )
+    for name in ("source", "split", "seed", "prompt"):
+        assert prep.dataset[name] == full.dataset[name] == grpo.dataset[name]
+    assert (prep.dataset.num_samples, prep.dataset.from_end) == (7, True)
+    for one in (full, grpo):
+        assert (one.dataset.num_samples, one.dataset.held_back) == (20, 7)
+        assert OmegaConf.to_container(one.model) == OmegaConf.to_container(prep.model)
+    assert (prep.epochs, grpo.group_size, grpo.dataset.worked_only) == (1, 3, True)
+    assert prep.output_dir.startswith("elsewhere/")
+    assert full.checkpointer.checkpoint_dir == grpo.checkpoint == f"{prep.output_dir}/epoch_0"
+
+
+def test_a_size_from_the_environment_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUM_GENERATIONS", "many")
+    cfg = OmegaConf.load(ROOT / "configs/135M_asdiv_grpo_cpu.yaml")
+    with pytest.raises(UserError, match="config key group_size: found 'many', wanted int"):
+        check_config(cfg, importlib.import_module("grpo_ssa_distributed").KEYS)

@@ -13,12 +13,13 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.datasets import PreferenceDataset
 
 from tt_reasoning.answer_sets.tables import write_dataset, write_parquet
-from tt_reasoning.datasets import pair_dataset, problem_dataset, sft_dataset, ssa_dataset
+from tt_reasoning.datasets import pair_dataset, problem_dataset, sft_dataset, ssa_dataset, working_out_dataset
 from tt_reasoning.errors import UserError
 from tt_reasoning.models import ChatTokenizer
 from tt_reasoning.prompts import answer_set_text, get_prompt
 from tt_reasoning.store import read_records, write_records
 from tt_reasoning.types import Answer, AnswerSet, Problem, Sampling
+from tt_reasoning.worked_problems import trace_row
 
 PROBLEM = Problem(source="s", split="train", question="What is 2 + 2?", reference="4")
 
@@ -176,3 +177,77 @@ def test_a_file_that_holds_no_pairs_is_refused(
         pair_dataset(tokenizer, str(tmp_path / "pairs.json"))
     with pytest.raises(UserError, match="no such file; name one of rewrite_responses"):
         pair_dataset(tokenizer, str(tmp_path / "none.json"))
+
+
+def write_sums(folder: Path, count: int = 40) -> str:
+    """Problems in ASDiv's form; every fourth has no formula, so no worked solution."""
+    file = folder / "sums.jsonl"
+    rows = (
+        {"body": f"A nest has {n} eggs, another has 2.", "question": "How many?", "answer": f"{n + 2} (eggs)",
+         "formula": f"{n}+2={n + 2}" if n % 4 else ""}
+        for n in range(count)
+    )  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_a_worked_problem_becomes_a_chat_in_the_studys_form(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text(json.dumps({"question": "2 + 1?", "answer": "2+1=<<2+1=3>>3\n#### 3"}) + "\n")
+    (sample,) = working_out_dataset(tokenizer, "gsm8k", data_files=str(file))
+    shown = tokenizer.encode_prompt(get_prompt("working_out").render("2 + 1?"))
+    assert sample["labels"] == [CROSS_ENTROPY_IGNORE_IDX] * len(shown) + sample["tokens"][len(shown) :]
+    assert tokenizer.decode(sample["tokens"], skip_special_tokens=False) == (
+        f"<|im_start|>system\n{get_prompt('working_out').system}<|im_end|>\n<|im_start|>user\n2 + 1?<|im_end|>\n"
+        "<|im_start|>assistant\n<start_working_out>\n2+1=3\n<end_working_out>\n<SOLUTION>3</SOLUTION><|im_end|>"
+    )
+    (plain,) = working_out_dataset(tokenizer, "gsm8k", data_files=str(file), prompt="working_out_plain")
+    assert "Problem: 2 + 1?\n\n<start_working_out>" in tokenizer.decode(plain["tokens"])
+
+
+def test_sft_and_grpo_slices_of_a_size_are_the_same_problems(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    given = {"split": "validation", "data_files": write_sums(tmp_path)}
+    for size in ({"num_samples": 9, "held_back": 6}, {"num_samples": 6, "from_end": True}, {"held_back": 6, "seed": 1}):
+        learned = working_out_dataset(tokenizer, "asdiv", **given, **size).questions
+        asked = problem_dataset(tokenizer, "asdiv", **given, **size, worked_only=True, prompt="working_out")
+        assert [example.prompt_tokens for example in asked] == [
+            tokenizer.encode_prompt(get_prompt("working_out").render(question)) for question in learned
+        ]
+    prep = working_out_dataset(tokenizer, "asdiv", **given, num_samples=6, from_end=True).questions
+    small, large = (
+        working_out_dataset(tokenizer, "asdiv", **given, num_samples=n, held_back=6).questions for n in (12, 24)
+    )
+    assert small == large[:12] and len(large) == 24 and not set(large) & set(prep)
+    # Without worked_only the problems that nobody worked out are there as well.
+    assert len(problem_dataset(tokenizer, "asdiv", **given)) == 40
+    assert len(problem_dataset(tokenizer, "asdiv", **given, worked_only=True)) == 30
+    with pytest.raises(UserError, match="num_samples=25 is above the 24 that held_back=6 leaves of the prob"):
+        working_out_dataset(tokenizer, "asdiv", **given, num_samples=25, held_back=6)
+    with pytest.raises(UserError, match=r"num_samples=41 is above the 40 of the problems of asdiv \(validation\)"):
+        problem_dataset(tokenizer, "asdiv", **given, num_samples=41)
+    with pytest.raises(UserError, match="limit=3 with dataset.worked_only"):
+        problem_dataset(tokenizer, "asdiv", **given, limit=3, worked_only=True)
+
+
+def test_traces_are_learned_in_place_of_the_problems_own_solutions(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    given = {"split": "validation", "data_files": write_sums(tmp_path), "num_samples": 5, "held_back": 6}
+    own = working_out_dataset(tokenizer, "asdiv", **given)
+    traces = tmp_path / "traces.jsonl"
+    rows = [trace_row(question, f"Let me see: {i}.", f"{i}") for i, question in enumerate(own.questions)]
+    traces.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    dataset = working_out_dataset(tokenizer, "asdiv", **given, traces_file=str(traces))
+    assert dataset.questions == own.questions
+    for i, sample in enumerate(dataset):
+        text = tokenizer.decode(sample["tokens"])
+        assert text.endswith(f"\nLet me see: {i}.\n<end_working_out>\n<SOLUTION>{i}</SOLUTION>")
+    # Without a source the file is the data, in an order of its own.
+    alone = working_out_dataset(tokenizer, None, traces_file=str(traces), num_samples=3)
+    assert len(alone) == 3 and set(alone.questions) < set(own.questions)
+    with pytest.raises(UserError, match=r"num_samples=6 is above the 5 of the rows of .*traces.jsonl"):
+        working_out_dataset(tokenizer, None, traces_file=str(traces), num_samples=6)
+    with pytest.raises(UserError, match=r"traces.jsonl has no trace for 1 of the 6 problems of this slice"):
+        working_out_dataset(tokenizer, "asdiv", **{**given, "num_samples": 6}, traces_file=str(traces))
+    with pytest.raises(UserError, match="dataset.source is null and there is no dataset.traces_file"):
+        working_out_dataset(tokenizer, None)
+    with pytest.raises(UserError, match="svamp has no worked solutions .* known are those of: asdiv, gsm8k, mawps"):
+        working_out_dataset(tokenizer, "svamp")

@@ -186,8 +186,8 @@ def _free_number(text: str) -> Fraction | None:
     if tag:
         found = ANY_NUMBER.search(behind)
         return read(found[0]).number if found else None
-    last = extract_answer(text, "numeric")
-    return read(last).number if last else None
+    numbers = [match[0] for match in ANY_NUMBER.finditer(extract_answer(text, "numeric") or "")]
+    return read(numbers[-1]).number if numbers else None
 
 
 def _holds(text: str, reference: str) -> bool:

@@ -94,6 +94,13 @@ def test_dynamic_sampling_goes_on_where_it_stood_in_the_data(home: Path) -> None
     assert (again / "completions.jsonl").read_bytes() == (whole / "completions.jsonl").read_bytes()
 
 
+def test_a_part_that_takes_away_is_logged_as_one_that_gives(home: Path) -> None:
+    output = run_here(home, "penalty", "reward._component_=reward_of_tests.PenaltyReward", "max_steps=2")
+    for row in metrics(output):
+        assert row["reward/low"] < 0 < row["reward/high"]
+        assert row["reward"] == pytest.approx(row["reward/low"] + row["reward/high"])
+
+
 def test_masked_truncated_completions_give_no_gradient(home: Path) -> None:
     """A random model hardly ever ends by itself, so at 8 tokens nearly everything is cut."""
     cut = metrics(run_here(home, "masked", "max_steps=3", "mask_truncated_completions=true", "loss.kl_coeff=0.0"))
