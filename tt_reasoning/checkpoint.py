@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchtune.training import FullModelHFCheckpointer
 
 from tt_reasoning.aggregation import CARD
 from tt_reasoning.errors import UserError
@@ -111,6 +112,39 @@ def save_checkpoint(
         sync_folder(output)
     wait_for_main(process)
     return folder
+
+
+class LoraCheckpointer(FullModelHFCheckpointer):
+    """torchtune's checkpointer for its stock LoRA recipes, with the adapter in a folder of its own.
+
+    torchtune writes the adapter beside the weights that it was merged into. Where PEFT is installed, transformers then
+    loads that folder with the adapter applied twice. Here it is in ``epoch_N/adapter``, as in this pack's checkpoints,
+    and names the model that it belongs to; ``adapter_model.pt``, from which torchtune resumes, stays where it was.
+
+    Example (YAML):
+        ``checkpointer: {_component_: tt_reasoning.checkpoint.LoraCheckpointer, checkpoint_dir: models/smollm2-135m,
+        checkpoint_files: [model.safetensors], model_type: LLAMA3_2, output_dir: outputs/sft}``
+    """
+
+    def save_checkpoint(
+        self,
+        state_dict: dict[str, Any],
+        epoch: int,
+        intermediate_checkpoint: bool = False,
+        adapter_only: bool = False,
+    ) -> None:
+        """Write ``epoch_N``; with ``adapter_only`` there are no merged weights, and it is left as torchtune has it."""
+        super().save_checkpoint(state_dict, epoch, intermediate_checkpoint, adapter_only)
+        folder = Path(self._output_dir) / f"epoch_{epoch}"
+        config = folder / "adapter_config.json"
+        if adapter_only or not config.exists():
+            return
+        (folder / ADAPTER).mkdir(exist_ok=True)
+        card = json.loads(config.read_text())
+        card |= {"base_model_name_or_path": str(self._checkpoint_dir), "task_type": "CAUSAL_LM"}
+        write_json(folder / ADAPTER / config.name, card)
+        os.replace(folder / "adapter_model.safetensors", folder / ADAPTER / "adapter_model.safetensors")
+        config.unlink()
 
 
 def agree_on_last_step(output: Path, process: Process) -> int:

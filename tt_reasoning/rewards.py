@@ -108,10 +108,10 @@ class WorkingOutReward:
     not; without that tag the one that the grader marks out, else the last of the text. So a right result counts
     before the form is learned.
 
-    These are of the reference's order of magnitude: there the form earns 3, each tag 0.5, an equal answer 3, a near
-    one 0.5 or 0.25, a wrong one -1, a number 1.5. The reference also takes 0.5 for every tag that is missing or there
-    twice; here that is 0, since what is taken from all alike changes no advantage. Without the penalty for a wrong
-    answer a guess would cost nothing. A weight of 0 takes a part out.
+    These are of the usual order of magnitude: the form earns 3, each tag 0.5, an equal answer 3, a near one 0.5 or
+    0.25, a wrong one -1, a number 1.5. Often 0.5 is taken for every tag that is missing or there twice; here that is
+    0, since what is taken from all alike changes no advantage. Without the penalty for a wrong answer a guess would
+    cost nothing. A weight of 0 takes a part out.
 
     Example:
         >>> reward = WorkingOutReward()

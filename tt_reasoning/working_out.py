@@ -7,8 +7,8 @@
 
 Everything that writes, reads, rewards or measures this form asks here: the system message (prompt ``working_out``),
 the data set (``datasets.working_out_dataset``), the reward (``rewards.WorkingOutReward``) and the grader, for which
-``<SOLUTION>`` is a marker of the answer like ``<answer>``. Unlike the reference's, the exact form allows blanks alone
-between the two sections, and each tag once: what is rewarded is what the examples show.
+``<SOLUTION>`` is a marker of the answer like ``<answer>``. The exact form allows blanks alone between the sections
+and around them, and each tag once: what is rewarded is what the examples show.
 
     python tools/generate_answers.py --model models/smollm2-135m --dataset gsm8k --prompt working_out --out answers/base
 

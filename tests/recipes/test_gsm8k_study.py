@@ -63,14 +63,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_preps_adapter_beside_its_merged_weights_is_what_was_merged(home: Path) -> None:
+def test_preps_adapter_is_what_was_merged_and_stands_apart_from_it(home: Path) -> None:
     left, base = home / "runs/135M_asdiv_prep_sft_cpu/epoch_0", load_file(home / "model/model.safetensors")
     check_shapes(build_from_hf(str(left)), load_weights(left), left)
-    card = json.loads((left / "adapter_config.json").read_text())
+    card = json.loads((left / "adapter/adapter_config.json").read_text())
     merged = load_file(left / "model-00001-of-00001.safetensors")
-    adapter = load_file(left / "adapter_model.safetensors")
+    adapter = load_file(left / "adapter/adapter_model.safetensors")
     layers = {name.removesuffix(".lora_A.weight") for name in adapter if name.endswith(".lora_A.weight")}
-    assert len(layers) == 2 * 7 and card["peft_type"] == "LORA"  # four of attention, three of the MLP
+    assert len(layers) == 2 * 7  # four of attention, three of the MLP
+    assert (card["peft_type"], card["base_model_name_or_path"]) == ("LORA", str(home / "model"))
+    # Beside merged weights transformers would apply it once more.
+    assert not {"adapter_config.json", "adapter_model.safetensors"} & {path.name for path in left.iterdir()}
     for layer in layers:  # as PEFT would compute it, in Hugging Face's order of rows
         name = layer.removeprefix("base_model.model.") + ".weight"
         product = adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
