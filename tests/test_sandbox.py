@@ -149,7 +149,8 @@ def test_what_is_outside_cannot_be_read_written_reached_or_ruled(world: World, p
 
 @pytest.mark.parametrize("program", named("greed"))
 def test_nothing_can_be_used_up(world: World, program: str) -> None:
-    code, free, least, done = world.arm(program), psutil.virtual_memory().available, [], threading.Event()
+    code, done = world.arm(program), threading.Event()
+    least = [free := psutil.virtual_memory().available]
 
     def watch() -> None:
         while not done.wait(0.02):
