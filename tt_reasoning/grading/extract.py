@@ -5,6 +5,7 @@ Half of the grader (``grading.py``). Every rule reads the text in linear time, w
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -129,6 +130,7 @@ class Option(NamedTuple):
     value: str
 
 
+@functools.lru_cache(maxsize=4096)  # every answer to a problem asks about the same reference
 def read_option(answer: str) -> Option | None:
     """The option that an answer names by its letter in parentheses; None of any other answer.
 
